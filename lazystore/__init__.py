@@ -1,0 +1,105 @@
+"""lazystore: a user-space page cache for datasets.
+
+Reads datasets larger than memory, from any storage, inside a hard byte budget. Public
+names load when they are first used, so that ``import lazystore`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lazystore._core.frames import Lease
+    from lazystore.config import EvictionPolicy, StreamingConfig
+    from lazystore.errors import (
+        ArenaFullError,
+        BudgetTooSmallError,
+        ClosedError,
+        ConfigError,
+        DatasetNotFoundError,
+        FetchError,
+        FetchTimeoutError,
+        FormatError,
+        ItemIndexError,
+        LazyStoreError,
+        MissingExtraError,
+        SourceChangedError,
+        UnsafeDataError,
+        UnsupportedError,
+    )
+    from lazystore.formats.writer import DatasetWriter
+    from lazystore.streaming.dataset import StreamingDataset
+    from lazystore.streaming.item_loader import BaseItemLoader, InMemoryItemLoader, TokensLoader
+
+_HOMES = {
+    "_core.frames": ("Lease",),
+    "config": ("EvictionPolicy", "StreamingConfig"),
+    "errors": (
+        "ArenaFullError",
+        "BudgetTooSmallError",
+        "ClosedError",
+        "ConfigError",
+        "DatasetNotFoundError",
+        "FetchError",
+        "FetchTimeoutError",
+        "FormatError",
+        "ItemIndexError",
+        "LazyStoreError",
+        "MissingExtraError",
+        "SourceChangedError",
+        "UnsafeDataError",
+        "UnsupportedError",
+    ),
+    "formats.writer": ("DatasetWriter",),
+    "streaming.dataset": ("StreamingDataset",),
+    "streaming.item_loader": ("BaseItemLoader", "InMemoryItemLoader", "TokensLoader"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ArenaFullError",
+    "BaseItemLoader",
+    "BudgetTooSmallError",
+    "ClosedError",
+    "ConfigError",
+    "DatasetNotFoundError",
+    "DatasetWriter",
+    "EvictionPolicy",
+    "FetchError",
+    "FetchTimeoutError",
+    "FormatError",
+    "InMemoryItemLoader",
+    "ItemIndexError",
+    "LazyStoreError",
+    "Lease",
+    "MissingExtraError",
+    "SourceChangedError",
+    "StreamingConfig",
+    "StreamingDataset",
+    "TokensLoader",
+    "UnsafeDataError",
+    "UnsupportedError",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'lazystore' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"lazystore.{_HOME_OF[name]}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lazystore._core."):
+            raise ImportError(
+                f"lazystore's compiled core is missing ({error.name}); install the package with "
+                "`pip install .`, or build it in place with `python setup.py build_ext --inplace`"
+            ) from error
+        raise
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

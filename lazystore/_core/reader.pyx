@@ -1,0 +1,652 @@
+"""From an item number to an object, over whatever is resident.
+
+:class:`Reader` knows where items begin (offset tables inside resident frames), and
+decodes in place. :class:`ItemIterator` is its ``__next__`` in C for scans. What is not
+resident is asked of the *loader*, an object one floor up that does the I/O:
+
+    loader.item(chunk, i, scan) -> buffer with the bytes of item i (the loader keeps what it likes)
+    loader.items([(chunk, i), ...]) -> iterator of (position in the list, buffer)
+    loader.place(chunk, i) -> str, where an item is, for messages
+
+Frames are pinned while a decode runs (it may run Python code), and never between calls.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from lazystore._core.decode cimport DecodePlan
+from lazystore._core.frames cimport (
+    ITEM_PIECE,
+    READY,
+    TABLE_PIECE,
+    FrameStore,
+    Lease,
+    lease_bytes,
+    lease_frame,
+    part_key,
+    pin,
+    unpin,
+)
+from lazystore._core.offsets cimport load_offset
+from lazystore.errors import ClosedError, ConfigError, FormatError, ItemIndexError
+
+cdef extern from "Python.h":
+    int PyLong_CheckExact(object) noexcept
+    Py_ssize_t PyLong_AsSsize_t(object) except? -1
+
+cdef enum Found:
+    FOUND        # contiguous, in frame f (or in no frame when empty)
+    STRADDLES    # resident, across frames
+    MISSING
+    CORRUPT
+
+#: Entries of an offset table in one block (a piece): the pair of any item lies in one block.
+TABLE_BLOCK = 1024
+cdef int BLOCK_ENTRIES = 1024
+
+
+cdef class Reader:
+    """Items of a chunked dataset by number.
+
+    Parameters:
+        store: where resident bytes are.
+        plan: how an item's bytes become an object.
+        loader: asked for what is not resident (see the module's docstring).
+        counts: items of each chunk, in dataset order.
+        table_at: position of the offset table in a chunk, bytes.
+        width: bytes an offset, 4 or 8.
+        stride: bytes an item when all have one length (no table is read then), else 0.
+        transform: applied to every decoded item, or None.
+
+    Cost: 24 bytes a chunk. Threads: any number may read; the GIL makes lookups atomic, and pins
+    protect what is being decoded. Fork: copied with the store. Pickling: refused.
+    """
+
+    cdef FrameStore store
+    cdef DecodePlan plan
+    cdef object loader
+    cdef object transform
+    cdef uint64_t* starts        # first item number of each chunk, and the total
+    cdef uint64_t* lengths       # bytes of each chunk; 0: not opened yet
+    cdef uint64_t* bases         # first byte an item of the chunk may have
+    cdef readonly int64_t n_chunks
+    cdef int64_t stride
+    cdef int64_t last_chunk
+    cdef int table_at
+    cdef int width
+    cdef readonly int64_t hits
+    cdef readonly int64_t misses
+
+    def __cinit__(
+        self, FrameStore store not None, DecodePlan plan not None, loader, counts, *,
+        int table_at=4, int width=4, int64_t stride=0, transform=None,
+    ):
+        cdef int64_t k
+        cdef uint64_t total = 0
+        cdef object count
+        if width not in (4, 8) or table_at < 0 or stride < 0:
+            raise ConfigError(f"width={width}, table_at={table_at}, stride={stride} do not describe a chunk")
+        self.store = store
+        self.plan = plan
+        self.loader = loader
+        self.transform = transform
+        self.table_at = table_at
+        self.width = width
+        self.stride = stride
+        self.n_chunks = len(counts)
+        self.starts = <uint64_t*>calloc(self.n_chunks + 1, 8)
+        self.lengths = <uint64_t*>calloc(max(self.n_chunks, 1), 8)
+        self.bases = <uint64_t*>calloc(max(self.n_chunks, 1), 8)
+        if not (self.starts and self.lengths and self.bases):
+            raise MemoryError(f"no memory for {self.n_chunks} chunks")
+        for k, count in enumerate(counts):
+            total += <uint64_t>count
+            self.starts[k + 1] = total
+
+    def __dealloc__(self):
+        free(self.starts)
+        free(self.lengths)
+        free(self.bases)
+
+    # -- where things are ---------------------------------------------------------------
+
+    def open_chunk(self, int64_t chunk, uint64_t length, uint64_t base):
+        """Tell the reader a chunk's length and the first byte an item of it may have."""
+        self._check_chunk(chunk)
+        if base > length:
+            raise FormatError(f"{self.loader.place(chunk, 0)}: items would begin at {base}, the chunk has {length} bytes")
+        self.lengths[chunk] = length
+        self.bases[chunk] = base
+
+    def forget_chunk(self, int64_t chunk):
+        """The chunk must be opened again before its resident bytes are believed."""
+        self._check_chunk(chunk)
+        self.lengths[chunk] = 0
+
+    def chunk_length(self, int64_t chunk):
+        """Bytes of an opened chunk; 0 before it is opened."""
+        self._check_chunk(chunk)
+        return self.lengths[chunk]
+
+    def chunk_items(self, int64_t chunk):
+        """Number of items in a chunk."""
+        self._check_chunk(chunk)
+        return self.starts[chunk + 1] - self.starts[chunk]
+
+    def first_item(self, int64_t chunk):
+        """Number in the dataset of a chunk's first item."""
+        self._check_chunk(chunk)
+        return self.starts[chunk]
+
+    cdef int _check_chunk(self, int64_t chunk) except -1:
+        if not 0 <= chunk < self.n_chunks:
+            raise ItemIndexError(f"chunk {chunk} is not in 0..{self.n_chunks - 1}")
+        return 0
+
+    cdef int64_t chunk_of(self, uint64_t index) noexcept:
+        """The chunk of an item number below the total; empty chunks are never the answer."""
+        cdef int64_t low = 0, high = self.n_chunks, middle
+        if self.starts[self.last_chunk] <= index < self.starts[self.last_chunk + 1]:
+            return self.last_chunk
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.starts[middle] <= index:
+                low = middle
+            else:
+                high = middle
+        self.last_chunk = low
+        return low
+
+    cdef uint64_t normal(self, object index) except? 0xFFFFFFFFFFFFFFFF:
+        """A valid item number from an int-like, negative ones counted from the end."""
+        cdef Py_ssize_t i = PyLong_AsSsize_t(index if PyLong_CheckExact(index) else PyNumber_Index(index))
+        cdef int64_t total = <int64_t>self.starts[self.n_chunks]
+        if i < 0:
+            i += total
+        if not 0 <= i < total:
+            raise ItemIndexError(f"item {index} is not in a dataset of {total} items")
+        return <uint64_t>i
+
+    def where(self, index):
+        """``(chunk, number in the chunk)`` of an item."""
+        cdef uint64_t i = self.normal(index)
+        cdef int64_t chunk = self.chunk_of(i)
+        return chunk, i - self.starts[chunk]
+
+    cdef const uint8_t* table_entry(self, int64_t chunk, uint64_t k, int32_t* frame) noexcept:
+        """Entry ``k`` of a chunk's table inside a resident frame, or NULL."""
+        cdef FrameStore store = self.store
+        cdef uint64_t pos = self.table_at + k * self.width
+        cdef uint64_t inside = pos & (store.frame_bytes - 1)
+        cdef int32_t f = store.find(part_key(chunk, pos >> store.shift))
+        frame[0] = f
+        if f < 0 or not store.covers(f, inside, inside + self.width):
+            return NULL
+        return store.arena + (<uint64_t>f << store.shift) + inside
+
+    cdef Found span(self, int64_t chunk, uint64_t i, uint64_t* begin, uint64_t* end, int32_t* table) noexcept:
+        """Byte range of item i of a chunk: checked against the chunk here, every time, so that
+        whatever lies in the table no byte outside the chunk is ever read."""
+        cdef const uint8_t* first
+        cdef const uint8_t* second
+        cdef uint32_t length
+        cdef uint64_t limit = self.lengths[chunk]
+        table[0] = -1
+        if not limit:
+            return MISSING
+        if self.stride:
+            begin[0] = self.bases[chunk] + i * self.stride
+            end[0] = begin[0] + self.stride
+            return FOUND if end[0] <= limit else CORRUPT
+        first = self.table_entry(chunk, i, table)
+        second = self.table_entry(chunk, i + 1, table)
+        if first == NULL or second == NULL:
+            first = self.store.find_piece(TABLE_PIECE, chunk, i // BLOCK_ENTRIES, &length, table)
+            if first == NULL or length < (i % BLOCK_ENTRIES + 2) * self.width:
+                return MISSING
+            first += i % BLOCK_ENTRIES * self.width
+            second = first + self.width
+        begin[0] = load_offset(first, self.width)
+        end[0] = load_offset(second, self.width)
+        if begin[0] < self.bases[chunk] or end[0] < begin[0] or end[0] > limit:
+            return CORRUPT
+        return FOUND
+
+    cdef Found locate(
+        self, int64_t chunk, uint64_t i, uint64_t* begin, uint64_t* end, const uint8_t** p, int32_t* frame
+    ) noexcept:
+        """Find item i among resident frames and pieces; on FOUND ``p`` points at it, in ``frame`` (-1: in none)."""
+        cdef FrameStore store = self.store
+        cdef int32_t table
+        cdef uint64_t inside
+        cdef uint32_t length
+        cdef Found found = self.span(chunk, i, begin, end, &table)
+        if found != FOUND:
+            return found
+        if begin[0] == end[0]:
+            p[0] = <const uint8_t*>b""
+            frame[0] = -1
+            return FOUND
+        if table >= 0:
+            store.touch(table)
+        if begin[0] >> store.shift == (end[0] - 1) >> store.shift:
+            inside = begin[0] & (store.frame_bytes - 1)
+            frame[0] = store.find(part_key(chunk, begin[0] >> store.shift))
+            if frame[0] >= 0 and store.covers(frame[0], inside, inside + end[0] - begin[0]):
+                p[0] = store.arena + (<uint64_t>frame[0] << store.shift) + inside
+                return FOUND
+        elif self.resident(chunk, begin[0], end[0]):
+            return STRADDLES
+        p[0] = store.find_piece(ITEM_PIECE, chunk, i, &length, frame)
+        return FOUND if p[0] != NULL and length == end[0] - begin[0] else MISSING
+
+    cdef bint resident(self, int64_t chunk, uint64_t begin, uint64_t end) noexcept:
+        cdef FrameStore store = self.store
+        cdef uint64_t base
+        cdef int32_t f
+        while begin < end:
+            base = begin >> store.shift << store.shift
+            f = store.find(part_key(chunk, begin >> store.shift))
+            if f < 0 or not store.covers(f, begin - base, min(end - base, <uint64_t>store.frame_bytes)):
+                return False
+            begin = base + store.frame_bytes
+        return True
+
+    cdef bytes gather(self, int64_t chunk, uint64_t begin, uint64_t end):
+        """Bytes that lie across resident frames, copied together."""
+        # Allocating bytes runs no Python code, so what was resident a moment ago still is.
+        cdef FrameStore store = self.store
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, end - begin)
+        cdef uint8_t* to = <uint8_t*>PyBytes_AS_STRING(out)
+        cdef uint64_t inside, n
+        cdef int32_t f
+        while begin < end:
+            inside = begin & (store.frame_bytes - 1)
+            n = min(end - begin, store.frame_bytes - inside)
+            f = store.find(part_key(chunk, begin >> store.shift))
+            store.touch(f)
+            memcpy(to, store.arena + (<uint64_t>f << store.shift) + inside, n)
+            to += n
+            begin += n
+        return out
+
+    # -- reading ------------------------------------------------------------------------
+
+    cdef object decode_at(self, const uint8_t* p, uint64_t n, int32_t frame):
+        """Decode in place; the frame is pinned meanwhile, since decoding may run Python code."""
+        cdef FrameStore store = self.store
+        if frame < 0:
+            return self.plan.decode(p, n)
+        pin(store, frame)
+        try:
+            return self.plan.decode(p, n)
+        finally:
+            unpin(store, frame)
+
+    cdef object decode_buffer(self, object buffer):
+        cdef Py_buffer view
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+        try:
+            return self.plan.decode(<const uint8_t*>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int fail(self, int64_t chunk, uint64_t i, object error) except -1:
+        """Raise the same error with the place in front of it, unless it is there already."""
+        cdef str place = self.loader.place(chunk, i)
+        if not isinstance(error, FormatError):
+            raise FormatError(f"{place}: {error}") from error
+        if str(error).startswith(place):
+            raise error
+        raise type(error)(f"{place}: {error}") from error
+
+    cdef object corrupt(self, int64_t chunk, uint64_t i, uint64_t begin, uint64_t end):
+        return FormatError(
+            f"{self.loader.place(chunk, i)}: its offsets say bytes {begin}..{end}, items lie in "
+            f"{self.bases[chunk]}..{self.lengths[chunk]}; the chunk is damaged or truncated, write or copy it again"
+        )
+
+    cdef object read(self, int64_t chunk, uint64_t i, bint scan):
+        """Item i of a chunk as an object, from wherever it is."""
+        cdef uint64_t begin = 0, end = 0
+        cdef const uint8_t* p = NULL
+        cdef int32_t frame = -1
+        cdef Found found
+        self.store.require_open()
+        found = self.locate(chunk, i, &begin, &end, &p, &frame)
+        try:
+            if found == FOUND:
+                self.hits += 1
+                if frame >= 0 and not scan:
+                    self.store.touch(frame)
+                return self.decode_at(p, end - begin, frame)
+            if found == STRADDLES:
+                self.hits += 1
+                return self.decode_buffer(self.gather(chunk, begin, end))
+            if found == MISSING:
+                self.misses += 1
+                buffer = self.loader.item(chunk, i, scan)
+        except (FormatError, UnicodeDecodeError) as error:
+            self.fail(chunk, i, error)
+        if found == CORRUPT:
+            raise self.corrupt(chunk, i, begin, end)
+        return self.decode_fetched(chunk, i, buffer)
+
+    cdef object decode_fetched(self, int64_t chunk, uint64_t i, object buffer):
+        try:
+            return self.decode_buffer(buffer)
+        except (FormatError, UnicodeDecodeError) as error:
+            self.fail(chunk, i, error)
+
+    def get(self, index):
+        """Item ``index`` (int-like, negative from the end) as an object.
+
+        Cost: two table loads and a decode when resident; else whatever the loader needs.
+
+        Raises:
+            ItemIndexError, FormatError, ClosedError; FetchError from the loader.
+        """
+        cdef uint64_t i = self.normal(index)
+        cdef int64_t chunk = self.chunk_of(i)
+        item = self.read(chunk, i - self.starts[chunk], False)
+        return item if self.transform is None else self.transform(item)
+
+    def get_many(self, indices):
+        """Items in the order asked, as a list; what is not resident is asked of the loader together."""
+        cdef list wanted = list(indices)
+        cdef Py_ssize_t k, n = len(wanted)
+        cdef list found = [None] * n
+        cdef list missing = [], places = []
+        cdef uint64_t i, begin = 0, end = 0
+        cdef int64_t chunk = 0
+        cdef const uint8_t* p = NULL
+        cdef int32_t frame = -1
+        cdef Found where
+        self.store.require_open()
+        try:
+            for k in range(n):
+                i = self.normal(wanted[k])
+                chunk = self.chunk_of(i)
+                i -= self.starts[chunk]
+                self.store.require_open()   # a callback of an item before may have closed it
+                where = self.locate(chunk, i, &begin, &end, &p, &frame)
+                if where == FOUND:
+                    self.hits += 1
+                    if frame >= 0:
+                        self.store.touch(frame)
+                    found[k] = self.decode_at(p, end - begin, frame)
+                elif where == STRADDLES:
+                    self.hits += 1
+                    found[k] = self.decode_buffer(self.gather(chunk, begin, end))
+                elif where == MISSING:
+                    self.misses += 1
+                    missing.append((chunk, i))
+                    places.append(k)
+                else:
+                    raise self.corrupt(chunk, i, begin, end)
+        except (FormatError, UnicodeDecodeError) as error:
+            self.fail(chunk, i, error)
+        if missing:
+            for position, buffer in self.loader.items(missing):
+                chunk, i = missing[position]
+                found[places[position]] = self.decode_fetched(chunk, i, buffer)
+        if self.transform is not None:
+            found = [self.transform(item) for item in found]
+        return found
+
+    cdef Lease lease(self, int64_t chunk, uint64_t i):
+        """The bytes of an item without decoding: a pin on its frame, or a private copy."""
+        cdef uint64_t begin = 0, end = 0
+        cdef const uint8_t* p = NULL
+        cdef int32_t frame = -1
+        cdef Found found
+        self.store.require_open()
+        found = self.locate(chunk, i, &begin, &end, &p, &frame)
+        if found == CORRUPT:
+            raise self.corrupt(chunk, i, begin, end)
+        if found == MISSING:
+            self.misses += 1
+            try:
+                buffer = self.loader.item(chunk, i, False)
+            except FormatError as error:
+                self.fail(chunk, i, error)
+            return buffer if isinstance(buffer, Lease) else lease_bytes(bytes(buffer))
+        self.hits += 1
+        if found == STRADDLES:
+            return lease_bytes(self.gather(chunk, begin, end))
+        if frame < 0:
+            return lease_bytes(b"")
+        self.store.touch(frame)
+        return lease_frame(self.store, frame, p, end - begin)
+
+    def view(self, index):
+        """A :class:`~lazystore._core.frames.Lease` on the stored bytes of an item."""
+        cdef uint64_t i = self.normal(index)
+        cdef int64_t chunk = self.chunk_of(i)
+        return self.lease(chunk, i - self.starts[chunk])
+
+    def get_bytes(self, index):
+        """The stored bytes of an item, as a copy."""
+        with self.view(index) as lease:
+            return bytes(lease)
+
+    def iterate(self, int64_t start, int64_t stop):
+        """A C iterator over the items ``start .. stop - 1`` in order; a scan."""
+        cdef ItemIterator iterator = ItemIterator.__new__(ItemIterator)
+        if not 0 <= start <= stop <= <int64_t>self.starts[self.n_chunks]:
+            raise ItemIndexError(f"items {start}..{stop} are not in a dataset of {self.starts[self.n_chunks]} items")
+        iterator.reader = self
+        iterator.index = start
+        iterator.stop = stop
+        iterator.body = -1
+        iterator.table = -1
+        iterator.chunk = -1
+        return iterator
+
+    # -- looking ------------------------------------------------------------------------
+
+    def is_resident(self, index):
+        """Whether an item can be had without I/O. Counts as no access but may reorder LRU."""
+        cdef uint64_t i = self.normal(index), begin = 0, end = 0
+        cdef int64_t chunk = self.chunk_of(i)
+        cdef const uint8_t* p = NULL
+        cdef int32_t frame = -1
+        self.store.require_open()
+        return self.locate(chunk, i - self.starts[chunk], &begin, &end, &p, &frame) in (FOUND, STRADDLES)
+
+    def resident_span(self, int64_t chunk, uint64_t i):
+        """``(begin, end)`` of item i of a chunk from resident offsets.
+
+        Raises:
+            KeyError: they are not resident.
+            FormatError: they point outside the chunk.
+        """
+        cdef uint64_t begin = 0, end = 0
+        cdef int32_t table
+        self._check_chunk(chunk)
+        self.store.require_open()
+        cdef Found found = self.span(chunk, i, &begin, &end, &table)
+        if found == MISSING:
+            raise KeyError((chunk, i))
+        if found == CORRUPT:
+            raise self.corrupt(chunk, i, begin, end)
+        return begin, end
+
+    def items_resident(self, int64_t chunk):
+        """How many items of a chunk can be had without I/O. Cost: O(items of the chunk), in C."""
+        cdef uint64_t i, n, begin = 0, end = 0, count = 0
+        cdef int32_t frame
+        cdef uint32_t length
+        self._check_chunk(chunk)
+        self.store.require_open()
+        n = self.starts[chunk + 1] - self.starts[chunk]
+        for i in range(n):
+            if self.span(chunk, i, &begin, &end, &frame) == FOUND and (
+                self.resident(chunk, begin, end)
+                or self.store.find_piece(ITEM_PIECE, chunk, i, &length, &frame) != NULL
+            ):
+                count += 1
+        return count
+
+    def __reduce__(self):
+        raise TypeError("a Reader holds C memory and cannot be pickled; pickle the dataset")
+
+    def __repr__(self):
+        return f"<Reader of {self.starts[self.n_chunks]} items in {self.n_chunks} chunks over {self.store!r}>"
+
+
+cdef class ItemIterator:
+    """Items in dataset order. Remembers frames by number and key and holds no pin between items, so an
+    abandoned iterator costs nothing; parts it has passed become the first to be evicted.
+
+    Threads: one iterator belongs to one thread; any number of iterators may run. Pickling: refused.
+    """
+
+    cdef Reader reader
+    cdef int64_t index           # next item
+    cdef int64_t stop
+    cdef int64_t chunk           # chunk of `index` while primed
+    cdef int64_t chunk_start
+    cdef int64_t chunk_stop
+    cdef uint64_t begin          # first byte of the next item while primed
+    cdef int32_t body            # frame of that byte, and the key it must still have
+    cdef uint64_t body_key
+    cdef uint64_t body_base
+    cdef uint64_t body_end
+    cdef int32_t table           # frame of the next table entry, likewise
+    cdef uint64_t table_key
+    cdef bint primed
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef Reader reader = self.reader
+        cdef FrameStore store = reader.store
+        cdef uint64_t pos, end
+        if self.index >= self.stop:
+            self.finish()
+            raise StopIteration
+        if not self.primed or store.closed:
+            return self.slow()
+        # The next item's end: stride, or one table load from a frame that still holds the table.
+        if reader.stride:
+            end = self.begin + reader.stride
+        else:
+            pos = reader.table_at + <uint64_t>(self.index - self.chunk_start + 1) * reader.width
+            if part_key(self.chunk, pos >> store.shift) != self.table_key:
+                return self.slow()
+            if store.frames[self.table].key != self.table_key or store.frames[self.table].state != READY:
+                return self.slow()
+            end = load_offset(
+                store.arena + (<uint64_t>self.table << store.shift) + (pos & (store.frame_bytes - 1)), reader.width
+            )
+        # begin >= body_base holds since it was primed; end <= body_end implies it lies in the chunk.
+        if end <= self.begin or end > self.body_end:
+            return self.slow()
+        if store.frames[self.body].key != self.body_key or store.frames[self.body].state != READY:
+            return self.slow()
+        try:
+            item = reader.decode_at(
+                store.arena + (<uint64_t>self.body << store.shift) + (self.begin - self.body_base),
+                end - self.begin, self.body,
+            )
+        except (FormatError, UnicodeDecodeError) as error:
+            reader.fail(self.chunk, self.index - self.chunk_start, error)
+        reader.hits += 1
+        self.begin = end
+        self.index += 1
+        if self.index >= self.chunk_stop:
+            self.primed = False
+        return item if reader.transform is None else reader.transform(item)
+
+    cdef object slow(self):
+        """One item by the general path, then remember where the next ones are."""
+        cdef Reader reader = self.reader
+        reader.store.require_open()
+        cdef int64_t chunk = reader.chunk_of(self.index)
+        item = reader.read(chunk, self.index - reader.starts[chunk], True)
+        if reader.store.closed:
+            raise ClosedError("the dataset was closed while it was read")
+        self.index += 1
+        self.prime()
+        return item if reader.transform is None else reader.transform(item)
+
+    cdef void prime(self) noexcept:
+        """Set the fast path up for item ``index``, if it is in the same chunk and resident; and tell the
+        store which parts the scan has passed."""
+        cdef Reader reader = self.reader
+        cdef FrameStore store = reader.store
+        cdef uint64_t end = 0, key, length
+        cdef int32_t frame = -1
+        self.primed = False
+        if self.index >= self.stop:
+            return
+        cdef int64_t chunk = reader.chunk_of(self.index)
+        if chunk != self.chunk:
+            self.pass_table()
+            self.chunk = chunk
+            self.chunk_start = reader.starts[chunk]
+            self.chunk_stop = reader.starts[chunk + 1]
+        if reader.span(chunk, self.index - self.chunk_start, &self.begin, &end, &frame) != FOUND:
+            return
+        key = part_key(chunk, self.begin >> store.shift)
+        frame = store.find(key)
+        if key != self.body_key or self.body < 0:
+            self.pass_body(key)
+        if frame < 0 or store.frames[frame].state != READY:
+            return
+        if self.body != frame or self.body_key != key:
+            store.hit(frame)
+        self.body = frame
+        self.body_key = key
+        self.body_base = self.begin >> store.shift << store.shift
+        length = self.body_base + store.frames[frame].used
+        self.body_end = min(length, reader.lengths[chunk])
+        if not reader.stride:
+            if reader.table_entry(chunk, self.index - self.chunk_start + 1, &frame) == NULL:
+                return
+            if store.frames[frame].state != READY:
+                return
+            key = store.frames[frame].key
+            if key != self.table_key:
+                self.pass_table()
+                store.hit(frame)
+            self.table = frame
+            self.table_key = key
+        self.primed = True
+
+    cdef void pass_body(self, uint64_t new_key) noexcept:
+        """The scan leaves its body part; not if the table entries to come are still in it."""
+        if self.body >= 0 and self.body_key != new_key and self.body_key != self.table_key:
+            self.reader.store.passed(self.body, self.body_key)
+        self.body = -1
+
+    cdef void pass_table(self) noexcept:
+        if self.table >= 0 and self.table_key != self.body_key:
+            self.reader.store.passed(self.table, self.table_key)
+        self.table = -1
+        self.table_key = 0
+
+    cdef finish(self):
+        if not self.reader.store.closed:
+            self.pass_body(0xFFFFFFFFFFFFFFFF)
+            self.pass_table()
+
+    def __length_hint__(self):
+        return max(self.stop - self.index, 0)
+
+    @property
+    def position(self):
+        """Number of the next item."""
+        return self.index
+
+    def __reduce__(self):
+        raise TypeError("an iterator cannot be pickled; pickle the dataset and the position")
+
+    def __repr__(self):
+        return f"<ItemIterator at {self.index} of {self.stop}>"

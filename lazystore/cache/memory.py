@@ -1,0 +1,385 @@
+"""Where resident bytes come from: the loader behind a dataset's reader.
+
+:class:`ChunkMemory` owns the frame arena and the source. Asked for an item that is not
+resident, it reads the item alone or fills whole frames, by the rules in ``admission``, and hands
+the item's bytes back. What is resident, in flight or being inflated comes out of one budget.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from lazystore._core.decode import DecodePlan
+from lazystore._core.frames import Fill, FrameStore, Lease
+from lazystore._core.reader import Reader
+from lazystore.cache.admission import RentOrBuy, Streams
+from lazystore.cache.door import ChunkLayout, Door
+from lazystore.cache.flight import Arrivals, Deadline
+from lazystore.cache.inflated import InflatedChunks
+from lazystore.cache.sparse import SparseReads
+from lazystore.errors import (
+    ArenaFullError,
+    DatasetNotFoundError,
+    FetchError,
+    FetchTimeoutError,
+    FormatError,
+    LazyStoreError,
+    SourceChangedError,
+)
+from lazystore.fetch.source import Read, Source
+from lazystore.formats.litdata import OFFSET_WIDTH, OFFSETS_AT
+
+__all__ = ["ChunkMemory"]
+
+log = logging.getLogger("lazystore")
+
+MIB = 1 << 20
+#: What one request costs in bytes that could have been copied or carried instead: a pread that hits the page
+#: cache, ~2 us of copying; a round trip beside many parallel others, ~1 ms of a 200 MB/s link.
+LOCAL_REQUEST_BYTES = 16 * 1024
+REMOTE_REQUEST_BYTES = 256 * 1024
+#: Most bytes a forward reader fetches at once.
+LOCAL_WINDOW = 1 * MIB
+REMOTE_WINDOW = 16 * MIB
+#: Share of the deadline that frames get before the item is read directly.
+FRAMES_SHARE = 0.75
+
+Part = tuple[int, int]
+Buffer = Lease | bytes | memoryview
+
+
+class ChunkMemory:
+    """The bytes of a chunked dataset, resident as far as the arena goes.
+
+    Parameters:
+        source: where the chunks are.
+        layout: what the index says about them.
+        store: the arena.
+        timeout: seconds one read may take, waiting and retries included.
+        fallback: read an item directly when frames cannot be had for it (counted), or raise.
+        compressed: chunks are whole-file compressed.
+        max_window: for compressed chunks, bytes of history reserved for the stream.
+
+    Threads: any number; each part is fetched once, by whoever asks first. Fork: :meth:`reset_after_fork`.
+    Pickling: none, the dataset is rebuilt.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        layout: ChunkLayout,
+        store: FrameStore,
+        *,
+        timeout: float,
+        fallback: bool,
+        compressed: bool,
+        max_window: int = 0,
+    ) -> None:
+        self.source = source
+        self.store = store
+        self.timeout = timeout
+        self.fallbacks = 0
+        self._fallback = fallback
+        self._compressed = compressed
+        self._max_window = max_window
+        self._layout = layout
+        self._door = Door(layout, source)
+        self._arrivals = Arrivals()
+        request = LOCAL_REQUEST_BYTES if source.local else REMOTE_REQUEST_BYTES
+        self._rent = RentOrBuy(store.frame_bytes, request)
+        window = min(LOCAL_WINDOW if source.local else REMOTE_WINDOW, store.n_frames * store.frame_bytes // 4)
+        self._streams = Streams(window // store.frame_bytes)
+        self._last: Part = (-1, -1)
+
+    def attach(self, plan: DecodePlan, counts: Sequence[int], stride: int, transform: object) -> Reader:
+        """Make the reader this memory loads for.
+
+        Parameters:
+            counts: items of each chunk as the reader numbers them.
+            stride: bytes an item when all have one length, else 0.
+        """
+        self.reader = self._door.reader = Reader(
+            self.store, plan, self, counts,
+            table_at=OFFSETS_AT, width=OFFSET_WIDTH, stride=stride, transform=transform,
+        )  # fmt: skip
+        self._sparse = SparseReads(
+            self.store, self.reader, self._door, self.source, self._rent, stride=stride
+        )
+        self._inflated = InflatedChunks(
+            self.store, self.reader, self._door, self.source, self._arrivals, max_window=self._max_window
+        )
+        return self.reader
+
+    # -- what the reader asks -----------------------------------------------------------
+
+    def place(self, chunk: int, i: int) -> str:
+        """Where an item is, for messages."""
+        return self._door.place(chunk, i)
+
+    def item(self, chunk: int, i: int, scan: bool) -> Buffer:
+        """The bytes of an item that is not resident."""
+        deadline = Deadline(self.timeout)
+        forward = scan or (chunk, i) == (self._last[0], self._last[1] + 1) or (i == 0 and chunk == self._last[0] + 1)
+        self._last = (chunk, i)
+        if not (forward or self._wants_frames(chunk, i)):
+            return self._sparse.item(chunk, i, deadline)
+        try:
+            frames_deadline = Deadline(self.timeout * (FRAMES_SHARE if self._fallback else 1.0))
+            return self._from_frames(chunk, i, forward, frames_deadline)
+        except (DatasetNotFoundError, SourceChangedError):
+            raise
+        except (ArenaFullError, FetchError) as error:
+            if not self._fallback or self._compressed:
+                raise
+            self._count_fallback(chunk, error)
+            return self._sparse.item(chunk, i, deadline, keep=False)
+
+    def items(self, wanted: Sequence[Part]) -> Iterator[tuple[int, Buffer]]:
+        """(position, bytes) of many items; what lies densely comes through frames."""
+        deadline = Deadline(self.timeout)
+        if self._compressed:
+            for k in sorted(range(len(wanted)), key=wanted.__getitem__):
+                yield k, self._again(*wanted[k])
+            return
+        # Over a network neighbours share a request anyway, and frames would cost dependent waves.
+        dense = self._dense_parts(wanted) if self.source.local else set()
+        sparse = [k for k in range(len(wanted)) if self._expected_part(*wanted[k]) not in dense]
+        for position, data in self._sparse.items([wanted[k] for k in sparse], deadline) if sparse else ():
+            yield sparse[position], data
+        through_frames = set(range(len(wanted))).difference(sparse)
+        for k in sorted(through_frames, key=wanted.__getitem__):
+            yield k, self._again(*wanted[k])
+
+    def _again(self, chunk: int, i: int) -> Buffer:
+        """An item of a batch through frames: an earlier one of the batch may have brought it."""
+        try:
+            return self._take_out(chunk, i)
+        except KeyError:
+            return self.item(chunk, i, True)
+
+    # -- which way ----------------------------------------------------------------------
+
+    def _wants_frames(self, chunk: int, i: int) -> bool:
+        if self._compressed or (self.source.local and self._longer_than_frame(chunk)):
+            return True
+        part = self._expected_part(chunk, i)
+        return self._streams.follows(part) or self._rent.should_buy(part)
+
+    def _expected_part(self, chunk: int, i: int) -> Part:
+        """The part an item begins in, guessed from the mean item size when its offset is not resident."""
+        try:
+            begin = self.reader.resident_span(chunk, i)[0]
+        except KeyError:
+            table_end = self._layout.table_end(chunk)
+            body = max(0, self._layout.hints[chunk] - table_end)
+            begin = table_end + body * i // max(1, self.reader.chunk_items(chunk))
+        return chunk, begin >> self.store.shift
+
+    def _longer_than_frame(self, chunk: int) -> bool:
+        """Whether the chunk's items are so long that their frames are no waste."""
+        mean = self._layout.hints[chunk] // max(1, self.reader.chunk_items(chunk))
+        return mean * 2 > self.store.frame_bytes
+
+    def _dense_parts(self, wanted: Sequence[Part]) -> set[Part]:
+        """Parts of which a batch wants so much that alone would cost more than the frame."""
+        cost: dict[Part, int] = {}
+        for chunk, i in wanted:
+            part = self._expected_part(chunk, i)
+            mean = self._layout.hints[chunk] // max(1, self.reader.chunk_items(chunk))
+            cost[part] = cost.get(part, 0) + mean + LOCAL_REQUEST_BYTES
+        price = self.store.frame_bytes + LOCAL_REQUEST_BYTES
+        dense = {part for part, paid in cost.items() if paid >= price}
+        # More dense parts than the arena holds would evict each other before they are read.
+        return dense if len(dense) <= self.store.n_frames // 2 else set()
+
+    # -- frames -------------------------------------------------------------------------
+
+    def _from_frames(self, chunk: int, i: int, scan: bool, deadline: Deadline) -> Buffer:
+        """Bring the frames of an item in and take its bytes out; the fills pin them until then."""
+        held: list[Fill] = []
+        while True:
+            need = self._parts_needed(chunk, i, deadline)
+            if not need:
+                try:
+                    return self._take_out(chunk, i)
+                except KeyError:
+                    continue  # evicted by another thread in between; the deadline bounds this
+            if len(need) > self.store.n_frames // 2:
+                raise ArenaFullError(
+                    f"{self.place(chunk, i)} spans {len(need)} frames, the budget holds {self.store.n_frames}"
+                )
+            if deadline.passed():
+                raise FetchTimeoutError(
+                    f"{self.place(chunk, i)} was not resident after {deadline.timeout:g} s; "
+                    "the storage is too slow, or other threads keep every frame busy",
+                    url=self.source.url, elapsed=deadline.timeout,
+                )  # fmt: skip
+            try:
+                held += self._fill(chunk, need, scan, deadline)
+            except ArenaFullError:
+                # Frames others are filling come free by themselves; pinned ones are somebody's to release.
+                if deadline.passed() or (self._fallback and not self.store.filling):
+                    raise
+                self._arrivals.wait(deadline)
+
+    def _parts_needed(self, chunk: int, i: int, deadline: Deadline) -> list[int]:
+        """Parts to bring in next for an item: its chunk's first, then its table's, then its own."""
+        if not self.reader.chunk_length(chunk):
+            if not self._compressed:
+                return [0]
+            self._inflated.admit(chunk, deadline)
+        try:
+            begin, end = self.reader.resident_span(chunk, i)
+        except KeyError:
+            begin = OFFSETS_AT + OFFSET_WIDTH * i
+            end = begin + 2 * OFFSET_WIDTH
+        shift = self.store.shift
+        parts = range(begin >> shift, ((end - 1) >> shift) + 1) if end > begin else range(0)
+        return [part for part in parts if self.store.state(chunk, part) != "ready"]
+
+    def _take_out(self, chunk: int, i: int) -> Buffer:
+        """A lease on a resident item, or a copy when it straddles frames; KeyError when it is not all there."""
+        begin, end = self.reader.resident_span(chunk, i)
+        frame = self.store.frame_bytes
+        if begin == end or begin // frame == (end - 1) // frame:
+            return self.store.lease(chunk, begin, end)
+        cuts = [begin, *range((begin // frame + 1) * frame, end, frame), end]
+        return b"".join([self.store.lease(chunk, a, b) for a, b in zip(cuts, cuts[1:], strict=False)])
+
+    def _fill(self, chunk: int, need: list[int], scan: bool, deadline: Deadline) -> list[Fill]:
+        """Bring parts in, and for a forward reader the ones after them; returns fills that pin them."""
+        if self._compressed:
+            try:
+                return self._inflated.fill(chunk, need[-1] if scan else need[0], scan, deadline)
+            except FormatError as error:
+                place = self._door.chunk_place(chunk)
+                raise error if str(error).startswith(place) else type(error)(f"{place}: {error}") from None
+        parts = self._window(chunk, need, scan)
+        try:
+            return self._wave(parts, len(need), scan, deadline)
+        except LazyStoreError:
+            if len(parts) == len(need):
+                raise
+            # Trouble may lie in what was read ahead; it is reported when that is asked for.
+            return self._wave(parts[: len(need)], len(need), scan, deadline)
+
+    def _wave(self, parts: list[Part], needed: int, scan: bool, deadline: Deadline) -> list[Fill]:
+        """One request wave for the parts that nobody holds or fills."""
+        fills = self._reserve(parts, needed, scan)
+        if not fills:
+            self._arrivals.wait(deadline)  # others are filling what is needed
+            return []
+        stat = list({self._layout.names[c]: None for c, _ in fills if not self.reader.chunk_length(c)})
+        reads = {
+            part: Read(self._layout.names[part[0]], part[1] * self.store.frame_bytes, memoryview(fill))
+            for part, fill in fills.items()
+        }
+        try:
+            sizes = self.source.run(list(reads.values()), stat=stat, timeout=deadline.left())
+            for part, fill in fills.items():
+                self._land(part, fill, reads[part], sizes)
+        finally:
+            for fill in fills.values():
+                fill.abort()  # nothing after commit
+            self._arrivals.announce()
+        for part in fills:
+            self._rent.bought(part)
+        return list(fills.values())
+
+    def _window(self, chunk: int, need: list[int], scan: bool) -> list[Part]:
+        """The needed parts, and those a forward reader will want next, across chunk borders."""
+        parts = [(chunk, part) for part in need]
+        if not scan:
+            return parts
+        window = self._streams.window(parts[0])
+        at = parts[-1]
+        while len(parts) < window:
+            at = self._next_part(at)
+            if at[0] < 0:
+                break
+            parts.append(at)
+        following = self._next_part(parts[-1])
+        if following[0] >= 0:
+            self._streams.expect(following, window)
+        return parts
+
+    def _next_part(self, part: Part) -> Part:
+        """The part after this one in dataset order; (-1, -1) after the last."""
+        chunk, number = part
+        length = self.reader.chunk_length(chunk) or self._layout.hints[chunk]
+        if (number + 1) * self.store.frame_bytes < length:
+            return chunk, number + 1
+        chunk += 1
+        while chunk < self.reader.n_chunks and not self.reader.chunk_items(chunk):
+            chunk += 1
+        return (chunk, 0) if chunk < self.reader.n_chunks else (-1, -1)
+
+    def _reserve(self, parts: list[Part], needed: int, scan: bool) -> dict[Part, Fill]:
+        """Frames for the parts nobody holds or fills; read-ahead takes only what is to be had."""
+        fills: dict[Part, Fill] = {}
+        frame = self.store.frame_bytes
+        for k, (chunk, part) in enumerate(parts):
+            length = self.reader.chunk_length(chunk) or self._layout.hints[chunk] or frame
+            nbytes = min(frame, length - part * frame)
+            try:
+                fill = self.store.begin(chunk, part, max(nbytes, 1), scan)
+            except ArenaFullError:
+                if k < needed and not fills:
+                    raise
+                break
+            if fill is not None:
+                fills[chunk, part] = fill
+        return fills
+
+    def _land(self, at: Part, fill: Fill, read: Read, sizes: dict[str, int]) -> None:
+        """Check what arrived and make it readable."""
+        chunk, part = at
+        view, begin = read.view, read.begin
+        if not self.reader.chunk_length(chunk):
+            if part:
+                return  # its chunk was not admitted with it: left for later
+            self._door.admit(chunk, sizes[read.name], bytes(view[: min(8, read.got)]))
+        expected = min(self.store.frame_bytes, self.reader.chunk_length(chunk) - begin)
+        if read.got < expected or expected <= 0:
+            return  # the index's size hint was wrong: this part is fetched again with the right one
+        if expected < len(view):
+            fill.shrink(expected)
+        self._door.check_table(chunk, view[:expected], begin)
+        fill.commit()
+
+    # -- the rest -----------------------------------------------------------------------
+
+    def _count_fallback(self, chunk: int, error: Exception) -> None:
+        if not self.fallbacks:
+            log.warning(
+                "Streaming failed for chunk %s (%s). Falling back to direct file access; "
+                "further fallbacks are counted in stats() and not logged",
+                self._door.chunk_place(chunk), error,
+            )  # fmt: skip
+        self.fallbacks += 1
+
+    def prefetch(self, wanted: Sequence[Part]) -> int:
+        """Make items resident; returns how many were not. Waits for their bytes."""
+        missing = [at for at in wanted if not self.reader.is_resident(self.reader.first_item(at[0]) + at[1])]
+        for _ in self.items(missing):
+            pass
+        return len(missing)
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: forget locks and fills of threads that exist only in the parent."""
+        self._arrivals.reset()
+        self._inflated.reset()
+        reset = getattr(self.source, "reset_after_fork", None)
+        if reset is not None:
+            reset()
+        if not self.store.is_closed:
+            self.store.abandon_fills()
+
+    def close(self) -> None:
+        """Refuse everything from now on; leases keep the arena until they are gone."""
+        self.store.close()
+        self.source.close()
+
+    def __repr__(self) -> str:
+        return f"<ChunkMemory of {self.source.url}: {self.store!r}>"

@@ -1,0 +1,124 @@
+"""Sizes, limits and configuration values: frozen, validated where they are made."""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+from dataclasses import dataclass
+
+from lazystore.errors import ConfigError
+
+__all__ = ["EvictionPolicy", "StreamingConfig", "default_memory", "memory_limit", "parse_bytes"]
+
+MIB = 1 << 20
+DEFAULT_MEMORY_CAP = 256 * MIB
+
+# Decimal and binary suffixes as in IEC 80000-13; a bare letter is binary, as ulimit and docker have it.
+_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{p}b": 1000 ** (i + 1) for i, p in enumerate("kmgt")},
+    **{f"{p}ib": 1024 ** (i + 1) for i, p in enumerate("kmgt")},
+    **{p: 1024 ** (i + 1) for i, p in enumerate("kmgt")},
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+
+
+class EvictionPolicy(enum.Enum):
+    """Which resident bytes leave first when the budget is full."""
+
+    LRU = "lru"
+    FIFO = "fifo"
+    S3FIFO = "s3fifo"
+
+
+def parse_bytes(size: int | str, *, name: str = "memory") -> int:
+    """Bytes from ``256 * 1024``, ``"64MB"`` (decimal), ``"64MiB"`` or ``"64M"`` (binary).
+
+    Raises:
+        ConfigError: not a size, or not above zero.
+    """
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise ConfigError(f"{name}={size!r} is not a size; give bytes as an int, or a string such as '64MB'")
+    if isinstance(size, str):
+        match = _SIZE.fullmatch(size)
+        unit = match.group(2).lower() if match else ""
+        if match is None or unit not in _UNITS:
+            raise ConfigError(f"{name}={size!r} is not a size; write it as '64MB', '64MiB' or '1.5GB'")
+        size = int(float(match.group(1)) * _UNITS[unit])
+    if size <= 0:
+        raise ConfigError(f"{name}={size} must be above zero bytes")
+    return size
+
+
+def memory_limit() -> int:
+    """The tightest of host memory and the cgroup limits above this process, in bytes."""
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _cgroup_limit_files():
+        try:
+            with open(path) as file:
+                text = file.read().strip()
+        except OSError:
+            continue  # a controller that is not there limits nothing
+        if text.isdigit():
+            limit = min(limit, int(text))
+    return limit
+
+
+def _cgroup_limit_files() -> list[str]:
+    """memory.max of this process's cgroup v2 and of each ancestor; the v1 file as well."""
+    files = ["/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max"]
+    try:
+        with open("/proc/self/cgroup") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return files
+    for line in lines:
+        hierarchy, _, group = line.partition("::")
+        if hierarchy == "0":
+            parts = [p for p in group.split("/") if p and p != ".."]
+            files += [
+                os.path.join("/sys/fs/cgroup", *parts[:n], "memory.max") for n in range(1, len(parts) + 1)
+            ]
+    return files
+
+
+def default_memory() -> int:
+    """The budget when none is given: 256 MiB, or a quarter of the memory limit if that is less."""
+    return min(DEFAULT_MEMORY_CAP, memory_limit() // 4)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamingConfig:
+    """Settings of an in-memory item loader.
+
+    Attributes:
+        max_memory_size: the hard byte budget: resident bytes, tables and requests in flight.
+        eviction_policy: which frames leave first.
+        chunk_timeout: seconds a read may wait for bytes or for a free frame, retries included.
+        enable_memory_monitoring: keep per-chunk hit counts and access times for ``get_memory_stats()``.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    max_memory_size: int = 100 * 1024 * 1024
+    eviction_policy: EvictionPolicy = EvictionPolicy.LRU
+    chunk_timeout: float = 30.0
+    enable_memory_monitoring: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "max_memory_size", parse_bytes(self.max_memory_size, name="max_memory_size")
+        )
+        if not isinstance(self.eviction_policy, EvictionPolicy):
+            try:
+                object.__setattr__(self, "eviction_policy", EvictionPolicy(self.eviction_policy))
+            except ValueError:
+                known = ", ".join(p.name for p in EvictionPolicy)
+                raise ConfigError(
+                    f"eviction_policy={self.eviction_policy!r} is not one of EvictionPolicy's {known}"
+                ) from None
+        if not self.chunk_timeout > 0:
+            raise ConfigError(f"chunk_timeout={self.chunk_timeout!r} must be above zero seconds")

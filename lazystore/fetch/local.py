@@ -1,0 +1,201 @@
+"""Local files: ``preadv`` straight into frames, through a bounded cache of descriptors.
+
+fsspec is not involved and nothing is mapped. A file is the one that was opened first:
+its size and modification time are pinned and compared after every read.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from lazystore.errors import ClosedError, DatasetNotFoundError, FetchError, SourceChangedError
+from lazystore.fetch.source import FetchCounters, Read
+
+__all__ = ["LocalSource"]
+
+MAX_OPEN_FILES = 64
+MAX_IDENTITIES = 16384  # pinned (size, mtime) of closed files; beyond, the oldest are forgotten
+MAX_BUFFERS = 512  # buffers in one preadv, below every system's IOV_MAX (POSIX: at least 16, Linux: 1024)
+
+
+class _File:
+    __slots__ = ("fd", "identity", "users")
+
+    def __init__(self, fd: int, identity: tuple[int, int]) -> None:
+        self.fd = fd
+        self.identity = identity
+        self.users = 0
+
+
+class LocalSource:
+    """Byte ranges of the files below one directory.
+
+    Parameters:
+        root: the directory.
+
+    Cost: one ``preadv`` and one ``fstat`` for each run of adjacent reads; at most 64 open files.
+    Threads: any number. Fork: descriptors are shared with the child, which is harmless: ``preadv``
+    has no file position. Pickling: by its root.
+    """
+
+    local = True
+
+    def __init__(self, root: str) -> None:
+        self.url = os.path.abspath(root)
+        self.counters = FetchCounters()
+        self._files: OrderedDict[str, _File] = OrderedDict()
+        self._identities: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def run(
+        self, reads: Sequence[Read], *, stat: Iterable[str] = (), timeout: float
+    ) -> dict[str, int]:
+        """Fill the reads one after another; see :class:`~lazystore.fetch.source.Source`.
+
+        ``timeout`` is not used: a local read cannot be interrupted.
+        """
+        sizes = {}
+        for name in stat:
+            with self._opened(name) as file:
+                sizes[name] = file.identity[0]
+        for run in _adjacent(reads):
+            with self._opened(run[0].name) as file:
+                self._read_run(file, run, sizes.get(run[0].name))
+        return sizes
+
+    def read_all(self, name: str, *, limit: int, timeout: float) -> bytes:
+        """The whole file, at most ``limit`` bytes."""
+        with self._opened(name) as file:
+            size = file.identity[0]
+            if size > limit:
+                raise FetchError(f"{self._path(name)} has {size} bytes, at most {limit} are read", url=self._path(name))
+            read = Read(name, 0, memoryview(bytearray(size)))
+            if size:
+                self._read_run(file, [read], size)
+            return bytes(read.view)
+
+    def close(self) -> None:
+        """Close every descriptor; reads that run in other threads finish first on their own copies."""
+        with self._lock:
+            self._closed = True
+            for file in self._files.values():
+                if not file.users:
+                    os.close(file.fd)
+            self._files.clear()
+
+    def reset_after_fork(self) -> None:
+        """A lock held by a thread that does not exist in the child must not block it."""
+        self._lock = threading.Lock()
+        for file in self._files.values():
+            file.users = 0
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.url, name)
+
+    def _read_run(self, file: _File, run: list[Read], size: int | None) -> None:
+        begin, position, wanted = run[0].begin, run[0].begin, run[-1].end
+        views = [read.view for read in run]
+        self.counters.requests += 1
+        while position < wanted:
+            got = os.preadv(file.fd, _skip(views, position - begin), position)
+            if got == 0:
+                break
+            position += got
+        self.counters.bytes_fetched += position - begin
+        self._check_unchanged(file, run[0].name)
+        for read in run:
+            read.got = max(0, min(position, read.end) - read.begin)
+        if position < wanted and size is None:
+            path = self._path(run[0].name)
+            raise FetchError(
+                f"{path} ends at byte {position}, bytes {begin}..{wanted} were expected; it is truncated",
+                url=path, begin=begin, end=wanted, attempts=1,
+            )
+
+    def _check_unchanged(self, file: _File, name: str) -> None:
+        status = os.fstat(file.fd)
+        if (status.st_size, status.st_mtime_ns) != file.identity:
+            raise self._changed(name)
+
+    def _changed(self, name: str) -> SourceChangedError:
+        path = self._path(name)
+        return SourceChangedError(
+            f"{path} was changed while it was being read (size or modification time differ); open the dataset anew",
+            url=path,
+        )
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[_File]:
+        """A descriptor that stays open for the length of the ``with`` block."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"the source {self.url} is closed")
+            file = self._files.get(name) or self._open(name)
+            self._files.move_to_end(name)
+            file.users += 1
+        try:
+            yield file
+        finally:
+            with self._lock:
+                file.users -= 1
+                if not file.users and self._files.get(name) is not file:
+                    os.close(file.fd)
+
+    def _open(self, name: str) -> _File:
+        """Open, pin the identity, and close the least recently used file beyond the bound. Under the lock."""
+        path = self._path(name)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise DatasetNotFoundError(f"{path} does not exist; the dataset is incomplete or the path is wrong") from None
+        except OSError as error:
+            raise FetchError(f"{path} cannot be opened: {error.strerror}", url=path) from error
+        status = os.fstat(fd)
+        identity = (status.st_size, status.st_mtime_ns)
+        if self._identities.setdefault(name, identity) != identity:
+            os.close(fd)
+            raise self._changed(name)
+        if len(self._identities) > MAX_IDENTITIES:
+            self._identities.popitem(last=False)
+        file = self._files[name] = _File(fd, identity)
+        if len(self._files) > MAX_OPEN_FILES:
+            _, oldest = self._files.popitem(last=False)
+            if not oldest.users:
+                os.close(oldest.fd)
+        return file
+
+    def __reduce__(self) -> tuple[type[LocalSource], tuple[str]]:
+        return LocalSource, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"<LocalSource {self.url}, {len(self._files)} files open>"
+
+
+def _adjacent(reads: Sequence[Read]) -> Iterator[list[Read]]:
+    """Group reads that continue each other in one file, so that one preadv serves them."""
+    run: list[Read] = []
+    for read in reads:
+        if run and (run[-1].name != read.name or run[-1].end != read.begin or len(run) == MAX_BUFFERS):
+            yield run
+            run = []
+        if len(read.view):
+            run.append(read)
+    if run:
+        yield run
+
+
+def _skip(views: list[memoryview], done: int) -> list[memoryview]:
+    """The buffers that remain after ``done`` bytes."""
+    if not done:
+        return views
+    rest = []
+    for view in views:
+        if done < len(view):
+            rest.append(view[done:])
+        done = max(0, done - len(view))
+    return rest

@@ -1,0 +1,229 @@
+"""What a leaf's tag means: LitData's serializer names to operations of the decode plan.
+
+Tags come from ``data_format`` in index.json (``"str"``, ``"no_header_numpy:9"``, ``"image:png"``).
+The fast ones are C operations; the rest are functions of the leaf's bytes, kept here.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lazystore.errors import FormatError, MissingExtraError, UnsafeDataError, UnsupportedError
+
+__all__ = ["LeafFunction", "leaf_operation"]
+
+LeafFunction = Callable[[bytes], Any]
+Operation = tuple[str, Any]
+
+#: LitData's torch dtype table; both aliases of a dtype occur in the wild.
+TORCH_DTYPES = (
+    "float32", "float32", "float64", "float64", "complex64", "complex64", "complex128", "complex128",
+    "float16", "float16", "bfloat16", "uint8", "int8", "int16", "int16", "int32", "int32", "int64",
+    "int64", "bool", "uint16",
+)  # fmt: skip
+#: numpy dtypes with a fixed size and no Python objects: the indexes a leaf may have without unpickling.
+NUMPY_DTYPES = 14
+MAX_RANK = 64
+
+_DIRECT: dict[str, Operation] = {
+    "str": ("str", None),
+    "text": ("str", None),
+    "bytes": ("bytes", None),
+    "int": ("int", None),
+    "float": ("float", None),
+    "bool": ("bool", None),
+    "numpy": ("ndarray", None),
+}
+#: Media whose stored file bytes are handed out as they are.
+_FILES = {"video", "audio", "nifti", "mesh", "pdf", "tifffile", "tiff", "tif", "file"}
+
+
+def leaf_operation(
+    tag: str, *, allow_pickle: bool, serializers: Mapping[str, Any] | None = None
+) -> Operation:
+    """The decode operation of a tag, as :class:`~lazystore._core.decode.DecodePlan` takes it.
+
+    Parameters:
+        tag: one entry of ``data_format``.
+        allow_pickle: leaves that need unpickling may be unpickled.
+        serializers: the user's own, by tag: objects with ``deserialize(bytes)``, or functions; tried first.
+
+    Raises:
+        FormatError: nobody knows the tag.
+        UnsupportedError: known to LitData, not readable by this version.
+    """
+    name, _, detail = tag.partition(":")
+    for key in (tag, detail, name):
+        if serializers and key and key in serializers:
+            serializer = serializers[key]
+            return "call", getattr(serializer, "deserialize", serializer)
+    if tag in _DIRECT:
+        return _DIRECT[tag]
+    if name == "no_header_numpy":
+        return _numpy_1d(tag, detail)
+    if name == "no_header_tensor":
+        return "call", _torch_1d(tag, detail)
+    if name == "tensor":
+        return "call", TensorDecoder()
+    if "pickle" in (name, detail):
+        return "none_or_call", pickle.loads if allow_pickle else _refuse_pickle
+    if name == "jpeg_array":
+        return "call", decode_jpeg_array
+    if name == "pil":
+        return "call", decode_pil
+    if name == "image" or "jpeg" in (name, detail):
+        return "call", decode_image
+    if name in _FILES:
+        return "bytes", None
+    if name in ("json", "graph"):
+        raise UnsupportedError(f"leaf encoding {tag!r} is not read by this version of lazystore")
+    raise FormatError(
+        f"leaf encoding {tag!r} is unknown; if it is your own, pass serializers={{{tag!r}: object with deserialize(bytes)}}"
+    )
+
+
+def _dtype_index(tag: str, detail: str, count: int) -> int:
+    if not detail.isdigit() or int(detail) >= count:
+        raise FormatError(f"leaf encoding {tag!r} names no dtype between 0 and {count - 1}")
+    return int(detail)
+
+
+def _numpy_1d(tag: str, detail: str) -> Operation:
+    index = _dtype_index(tag, detail, 18)
+    if index >= NUMPY_DTYPES:
+        raise UnsafeDataError(f"leaf encoding {tag!r} is an object, string or void array; it cannot be read safely")
+    return "array", index
+
+
+def _refuse_pickle(data: bytes) -> Any:
+    raise UnsafeDataError(
+        f"a pickle leaf of {len(data)} bytes; unpickling runs code from the dataset: "
+        "pass allow_pickle=True if you trust whoever wrote it"
+    )
+
+
+# -- torch ----------------------------------------------------------------------------------
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtraError("the dataset holds torch tensors; pip install lazystore[torch]") from None
+    return torch
+
+
+def _tensor(data: bytes | memoryview, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """A tensor that owns a writable copy of its bytes."""
+    torch = _torch()
+    if not len(data):
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
+
+
+def _torch_1d(tag: str, detail: str) -> LeafFunction:
+    name = TORCH_DTYPES[_dtype_index(tag, detail, len(TORCH_DTYPES))]
+
+    def decode(data: bytes) -> Any:
+        dtype = getattr(_torch(), name)
+        if len(data) % dtype.itemsize:
+            raise FormatError(f"{len(data)} bytes are not a whole number of {name} elements")
+        return _tensor(data, dtype, (len(data) // dtype.itemsize,))
+
+    return decode
+
+
+class TensorDecoder:
+    """The ``tensor`` leaf: ``u32 dtype | u32 rank | u32 dims[rank] | data``.
+
+    The header is big-endian since LitData 0.2.57 and was little-endian before; the index does
+    not say which. Of the two readings at most one fits the leaf's length, but for index 0 and
+    rank 0, where they agree; the byte order found first is tried first from then on.
+    """
+
+    def __init__(self) -> None:
+        self._order = ">"
+
+    def __call__(self, data: bytes) -> Any:
+        for order in (self._order, "<" if self._order == ">" else ">"):
+            header = self._header(data, order)
+            if header is not None:
+                self._order = order
+                dtype, shape = header
+                return _tensor(memoryview(data)[8 + 4 * len(shape) :], dtype, shape)
+        raise FormatError(f"a tensor leaf of {len(data)} bytes has no header that fits its length")
+
+    def _header(self, data: bytes, order: str) -> tuple[Any, tuple[int, ...]] | None:
+        """Dtype and shape if this byte order makes sense of the leaf; None is "not this order"."""
+        if len(data) < 8:
+            return None
+        index, rank = struct.unpack_from(order + "II", data)
+        if index >= len(TORCH_DTYPES) or rank > MAX_RANK or len(data) < 8 + 4 * rank:
+            return None
+        shape = struct.unpack_from(f"{order}{rank}I", data, 8)
+        dtype = getattr(_torch(), TORCH_DTYPES[index])
+        count = 1
+        for dim in shape:
+            count *= dim
+        return (dtype, shape) if 8 + 4 * rank + count * dtype.itemsize == len(data) else None
+
+
+# -- images ---------------------------------------------------------------------------------
+
+
+def _pillow() -> Any:
+    """PIL.Image, or False when pillow is not installed: images then stay bytes, as documented."""
+    try:
+        from PIL import Image
+    except ImportError:
+        return False
+    return Image
+
+
+def decode_image(data: bytes) -> Any:
+    """An encoded image file as a PIL image (pillow's own size limits apply); its bytes without pillow."""
+    image = _pillow()
+    if not image:
+        return data
+    import io
+
+    try:
+        opened = image.open(io.BytesIO(data))
+        opened.load()
+    except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
+        raise FormatError(f"an image leaf of {len(data)} bytes cannot be decoded: {error}") from error
+    return opened
+
+
+def decode_pil(data: bytes) -> Any:
+    """A raw image, ``u32 width | u32 height | u32 n | mode[n] | pixels``; its bytes without pillow."""
+    image = _pillow()
+    if not image:
+        return data
+    if len(data) < 12:
+        raise FormatError(f"a raw image leaf of {len(data)} bytes has no header")
+    width, height, n = struct.unpack_from("<III", data)
+    try:
+        mode = data[12 : 12 + n].decode("ascii")
+        return image.frombytes(mode, (width, height), data[12 + n :])
+    except (ValueError, KeyError, MemoryError) as error:
+        raise FormatError(f"a raw image leaf of {len(data)} bytes is not {width} x {height} pixels: {error}") from error
+
+
+def decode_jpeg_array(data: bytes) -> list[Any]:
+    """Several JPEG files, ``u32 n | u32 size[n] | files``, as a list of images (of bytes without pillow)."""
+    n = struct.unpack_from("<I", data)[0] if len(data) >= 4 else 0
+    if len(data) < 4 + 4 * n:
+        raise FormatError(f"a list of images in {len(data)} bytes cannot hold {n} sizes")
+    sizes = struct.unpack_from(f"<{n}I", data, 4)
+    at = 4 + 4 * n
+    if at + sum(sizes) != len(data):
+        raise FormatError(f"the sizes of {n} images do not add up to the leaf's {len(data)} bytes")
+    images = []
+    for size in sizes:
+        images.append(decode_image(data[at : at + size]))
+        at += size
+    return images
