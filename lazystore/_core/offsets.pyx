@@ -14,7 +14,9 @@ from libc.stdlib cimport calloc, free
 from lazystore.errors import ConfigError, FormatError, ItemIndexError
 
 
-def check_offsets(const unsigned char[::1] entries, *, int width=4, uint64_t lowest=0, uint64_t highest, long long first=0):
+def check_offsets(
+    const unsigned char[::1] entries, *, int width=4, uint64_t lowest=0, uint64_t highest, long long first=0
+):
     """Check a run of table entries and return the last one.
 
     Parameters:
@@ -121,7 +123,8 @@ cdef class OffsetTable:
 
     cdef inline uint64_t entry(self, Py_ssize_t k) noexcept nogil:
         # k <= n_items, so the view exists: entries were counted from the views themselves.
-        return load_offset(<const uint8_t*>self.views[k // self.per_view].buf + (k % self.per_view) * self.width, self.width)
+        cdef const uint8_t* base = <const uint8_t*>self.views[k // self.per_view].buf
+        return load_offset(base + (k % self.per_view) * self.width, self.width)
 
     def span(self, Py_ssize_t item):
         """``(begin, end)`` of an item in bytes. Cost: two loads.

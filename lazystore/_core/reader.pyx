@@ -18,19 +18,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from lazystore._core.arena cimport ITEM_PIECE, READY, TABLE_PIECE, part_key, pin, unpin
 from lazystore._core.decode cimport DecodePlan
-from lazystore._core.frames cimport (
-    ITEM_PIECE,
-    READY,
-    TABLE_PIECE,
-    FrameStore,
-    Lease,
-    lease_bytes,
-    lease_frame,
-    part_key,
-    pin,
-    unpin,
-)
+from lazystore._core.frames cimport FrameStore, Lease, lease_bytes, lease_frame
 from lazystore._core.offsets cimport load_offset
 from lazystore.errors import ClosedError, ConfigError, FormatError, ItemIndexError
 
@@ -43,6 +33,34 @@ cdef enum Found:
     STRADDLES    # resident, across frames
     MISSING
     CORRUPT
+
+cdef enum:
+    SPOTS = 32   # items found before they are decoded; as many frames are pinned at most
+
+cdef struct Spot:
+    const uint8_t* p
+    uint64_t n
+    int32_t frame
+    Py_ssize_t k
+    int64_t chunk
+    uint64_t i
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <stddef.h>
+    /* A hint for the first cache lines of an item; the hardware follows a longer one by itself. */
+    static inline void lazystore_prefetch_item(const unsigned char *p, uint64_t n) {
+    #if defined(__GNUC__)
+        const unsigned char *end = p + (n < 320 ? n : 320);
+        for (; p < end; p += 64)
+            __builtin_prefetch(p);
+    #else
+        (void)p; (void)n;
+    #endif
+    }
+    """
+    void prefetch_item "lazystore_prefetch_item" (const uint8_t* p, uint64_t n) noexcept nogil
 
 #: Entries of an offset table in one block (a piece): the pair of any item lies in one block.
 TABLE_BLOCK = 1024
@@ -118,7 +136,9 @@ cdef class Reader:
         """Tell the reader a chunk's length and the first byte an item of it may have."""
         self._check_chunk(chunk)
         if base > length:
-            raise FormatError(f"{self.loader.place(chunk, 0)}: items would begin at {base}, the chunk has {length} bytes")
+            raise FormatError(
+                f"{self.loader.place(chunk, 0)}: items would begin at {base}, the chunk has {length} bytes"
+            )
         self.lengths[chunk] = length
         self.bases[chunk] = base
 
@@ -358,38 +378,11 @@ cdef class Reader:
     def get_many(self, indices):
         """Items in the order asked, as a list; what is not resident is asked of the loader together."""
         cdef list wanted = list(indices)
-        cdef Py_ssize_t k, n = len(wanted)
+        cdef Py_ssize_t first, n = len(wanted)
         cdef list found = [None] * n
         cdef list missing = [], places = []
-        cdef uint64_t i, begin = 0, end = 0
-        cdef int64_t chunk = 0
-        cdef const uint8_t* p = NULL
-        cdef int32_t frame = -1
-        cdef Found where
-        self.store.require_open()
-        try:
-            for k in range(n):
-                i = self.normal(wanted[k])
-                chunk = self.chunk_of(i)
-                i -= self.starts[chunk]
-                self.store.require_open()   # a callback of an item before may have closed it
-                where = self.locate(chunk, i, &begin, &end, &p, &frame)
-                if where == FOUND:
-                    self.hits += 1
-                    if frame >= 0:
-                        self.store.touch(frame)
-                    found[k] = self.decode_at(p, end - begin, frame)
-                elif where == STRADDLES:
-                    self.hits += 1
-                    found[k] = self.decode_buffer(self.gather(chunk, begin, end))
-                elif where == MISSING:
-                    self.misses += 1
-                    missing.append((chunk, i))
-                    places.append(k)
-                else:
-                    raise self.corrupt(chunk, i, begin, end)
-        except (FormatError, UnicodeDecodeError) as error:
-            self.fail(chunk, i, error)
+        for first in range(0, n, SPOTS):
+            self.read_spots(wanted, first, min(first + SPOTS, n), found, missing, places)
         if missing:
             for position, buffer in self.loader.items(missing):
                 chunk, i = missing[position]
@@ -397,6 +390,58 @@ cdef class Reader:
         if self.transform is not None:
             found = [self.transform(item) for item in found]
         return found
+
+    cdef int read_spots(
+        self, list wanted, Py_ssize_t first, Py_ssize_t last, list found, list missing, list places
+    ) except -1:
+        """Find up to SPOTS items, then decode them: their cache lines travel meanwhile."""
+        cdef Spot spots[SPOTS]
+        cdef Spot* spot
+        cdef Py_ssize_t k
+        cdef int count = 0, done = 0
+        cdef uint64_t i = 0, begin = 0, end = 0
+        cdef int64_t chunk = 0
+        cdef const uint8_t* p = NULL
+        cdef int32_t frame = -1
+        cdef Found where
+        self.store.require_open()
+        try:
+            for k in range(first, last):
+                i = self.normal(wanted[k])
+                chunk = self.chunk_of(i)
+                i -= self.starts[chunk]
+                where = self.locate(chunk, i, &begin, &end, &p, &frame)
+                if where == FOUND:
+                    if frame >= 0:
+                        self.store.touch(frame)
+                        pin(self.store, frame)
+                    prefetch_item(p, end - begin)
+                    spots[count] = Spot(p, end - begin, frame, k, chunk, i)
+                    count += 1
+                elif where == MISSING:
+                    self.misses += 1
+                    missing.append((chunk, i))
+                    places.append(k)
+                elif where == STRADDLES:
+                    self.hits += 1
+                    found[k] = self.decode_buffer(self.gather(chunk, begin, end))
+                    self.store.require_open()   # decoding may have run Python code that closed it
+                else:
+                    raise self.corrupt(chunk, i, begin, end)
+            while done < count:
+                spot = &spots[done]
+                chunk, i = spot.chunk, spot.i
+                item = self.plan.decode(spot.p, spot.n)
+                found[spot.k] = item
+                done += 1
+            self.hits += count
+        except (FormatError, UnicodeDecodeError) as error:
+            self.fail(chunk, i, error)
+        finally:
+            for done in range(count):
+                if spots[done].frame >= 0:
+                    unpin(self.store, spots[done].frame)
+        return 0
 
     cdef Lease lease(self, int64_t chunk, uint64_t i):
         """The bytes of an item without decoding: a pin on its frame, or a private copy."""

@@ -1,0 +1,1 @@
+"""Where bytes wait: the frame arena's owner, who decides what to fetch, checks it, and shares it out."""

@@ -7,8 +7,10 @@ the item's bytes back. What is resident, in flight or being inflated comes out o
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from lazystore._core.decode import DecodePlan
 from lazystore._core.frames import Fill, FrameStore, Lease
@@ -46,7 +48,7 @@ REMOTE_WINDOW = 16 * MIB
 FRAMES_SHARE = 0.75
 
 Part = tuple[int, int]
-Buffer = Lease | bytes | memoryview
+Buffer: TypeAlias = Lease | bytes | memoryview
 
 
 class ChunkMemory:
@@ -103,9 +105,7 @@ class ChunkMemory:
             self.store, plan, self, counts,
             table_at=OFFSETS_AT, width=OFFSET_WIDTH, stride=stride, transform=transform,
         )  # fmt: skip
-        self._sparse = SparseReads(
-            self.store, self.reader, self._door, self.source, self._rent, stride=stride
-        )
+        self._sparse = SparseReads(self.store, self.reader, self._door, self.source, self._rent, stride=stride)
         self._inflated = InflatedChunks(
             self.store, self.reader, self._door, self.source, self._arrivals, max_window=self._max_window
         )
@@ -245,7 +245,7 @@ class ChunkMemory:
         if begin == end or begin // frame == (end - 1) // frame:
             return self.store.lease(chunk, begin, end)
         cuts = [begin, *range((begin // frame + 1) * frame, end, frame), end]
-        return b"".join([self.store.lease(chunk, a, b) for a, b in zip(cuts, cuts[1:], strict=False)])
+        return b"".join([self.store.lease(chunk, a, b) for a, b in itertools.pairwise(cuts)])
 
     def _fill(self, chunk: int, need: list[int], scan: bool, deadline: Deadline) -> list[Fill]:
         """Bring parts in, and for a forward reader the ones after them; returns fills that pin them."""

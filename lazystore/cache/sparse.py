@@ -119,9 +119,7 @@ class SparseReads:
         hint, count = self._layout.hints[chunk], self._layout.counts[chunk]
         table_end = self._layout.table_end(chunk)
         if self._stride:
-            return Read(
-                self._layout.names[chunk], table_end + i * self._stride, memoryview(bytearray(self._stride))
-            )
+            return Read(self._layout.names[chunk], table_end + i * self._stride, memoryview(bytearray(self._stride)))
         if self._source.local or hint <= table_end:
             return None
         mean = (hint - table_end) / count
@@ -148,8 +146,8 @@ class SparseReads:
                 # A table span that begins with the chunk holds the head as well.
                 covered = [read for at, read in tables if at == chunk and read.begin == 0]
                 head_size = min(HEAD_BYTES, max(self._layout.table_end(chunk), OFFSETS_AT))
-                heads[chunk] = covered[0] if covered else Read(
-                    self._layout.names[chunk], 0, memoryview(bytearray(head_size))
+                heads[chunk] = (
+                    covered[0] if covered else Read(self._layout.names[chunk], 0, memoryview(bytearray(head_size)))
                 )
         reads = [read for _, read in tables]
         reads += [read for read in heads.values() if all(read is not other for other in reads)]

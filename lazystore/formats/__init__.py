@@ -1,0 +1,1 @@
+"""What bytes mean: indexes, leaves, containers, compression, and the writer. No I/O of datasets here."""

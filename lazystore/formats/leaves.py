@@ -24,8 +24,13 @@ TORCH_DTYPES = (
     "float16", "float16", "bfloat16", "uint8", "int8", "int16", "int16", "int32", "int32", "int64",
     "int64", "bool", "uint16",
 )  # fmt: skip
-#: numpy dtypes with a fixed size and no Python objects: the indexes a leaf may have without unpickling.
-NUMPY_DTYPES = 14
+TORCH_ITEM_BYTES = {
+    "float32": 4, "float64": 8, "complex64": 8, "complex128": 16, "float16": 2, "bfloat16": 2, "uint8": 1,
+    "int8": 1, "int16": 2, "int32": 4, "int64": 8, "bool": 1, "uint16": 2,
+}  # fmt: skip
+#: Bytes an element of the numpy dtypes that have a fixed size and no Python objects, by LitData's index:
+#: i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16 bool. Higher indexes are objects, strings and void.
+NUMPY_ITEM_BYTES = (1, 2, 4, 8, 1, 2, 4, 8, 2, 4, 8, 8, 16, 1)
 MAX_RANK = 64
 
 _DIRECT: dict[str, Operation] = {
@@ -41,9 +46,7 @@ _DIRECT: dict[str, Operation] = {
 _FILES = {"video", "audio", "nifti", "mesh", "pdf", "tifffile", "tiff", "tif", "file"}
 
 
-def leaf_operation(
-    tag: str, *, allow_pickle: bool, serializers: Mapping[str, Any] | None = None
-) -> Operation:
+def leaf_operation(tag: str, *, allow_pickle: bool, serializers: Mapping[str, Any] | None = None) -> Operation:
     """The decode operation of a tag, as :class:`~lazystore._core.decode.DecodePlan` takes it.
 
     Parameters:
@@ -81,7 +84,8 @@ def leaf_operation(
     if name in ("json", "graph"):
         raise UnsupportedError(f"leaf encoding {tag!r} is not read by this version of lazystore")
     raise FormatError(
-        f"leaf encoding {tag!r} is unknown; if it is your own, pass serializers={{{tag!r}: object with deserialize(bytes)}}"
+        f"leaf encoding {tag!r} is unknown; if it is your own, "
+        f"pass serializers={{{tag!r}: object with deserialize(bytes)}}"
     )
 
 
@@ -93,7 +97,7 @@ def _dtype_index(tag: str, detail: str, count: int) -> int:
 
 def _numpy_1d(tag: str, detail: str) -> Operation:
     index = _dtype_index(tag, detail, 18)
-    if index >= NUMPY_DTYPES:
+    if index >= len(NUMPY_ITEM_BYTES):
         raise UnsafeDataError(f"leaf encoding {tag!r} is an object, string or void array; it cannot be read safely")
     return "array", index
 

@@ -75,7 +75,9 @@ def parse_index(data: bytes, *, place: str) -> LitDataIndex:
     try:
         index = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{place} is not JSON ({error}); the dataset was not finished, or this is another file") from None
+        raise FormatError(
+            f"{place} is not JSON ({error}); the dataset was not finished, or this is another file"
+        ) from None
     if not isinstance(index, dict):
         raise FormatError(f"{place} is not a LitData index: it holds a {type(index).__name__}, not an object")
     if "shards" in index and "chunks" not in index:
@@ -84,7 +86,9 @@ def parse_index(data: bytes, *, place: str) -> LitDataIndex:
     if not isinstance(chunks, list):
         raise FormatError(f'{place} has no list "chunks"; it is not a LitData index')
     if not isinstance(config, dict):
-        raise FormatError(f'{place} has "config": {json.dumps(config)}: the writer stored nothing; write the dataset again')
+        raise FormatError(
+            f'{place} has "config": {json.dumps(config)}: the writer stored nothing; write the dataset again'
+        )
     tags = _tags(config, place)
     tokens = _is_tokens(config, tags)
     if tokens and len(tags) != 1:
@@ -118,7 +122,9 @@ def _is_tokens(config: Mapping[str, Any], tags: list[str]) -> bool:
 def _compression(config: Mapping[str, Any], place: str) -> str:
     """The whole-chunk compression; what is compressed inside the chunk shows in the chunk's bytes."""
     if config.get("encryption") is not None:
-        raise UnsupportedError(f"{place} is encrypted ({config['encryption']}); this version reads no encrypted datasets")
+        raise UnsupportedError(
+            f"{place} is encrypted ({config['encryption']}); this version reads no encrypted datasets"
+        )
     compression = config.get("compression")
     level = config.get("compression_level")
     if compression is None:
@@ -163,6 +169,7 @@ def _safe_name(name: Any, i: int, place: str) -> str:
     parts = name.replace("\\", "/").split("/")
     if len(parts) > 1 or name in (".", "..") or "\0" in name or "://" in name:
         raise FormatError(
-            f"{place}: chunk {i} names the file {name!r}, which is not a plain name inside the dataset's directory; refused"
+            f"{place}: chunk {i} names the file {name!r}, "
+            "which is not a plain name inside the dataset's directory; refused"
         )
     return name

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import os
 import weakref
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lazystore._core.decode import DecodePlan
 from lazystore._core.frames import FrameStore
 from lazystore.cache.memory import ChunkMemory
 from lazystore.config import EvictionPolicy, StreamingConfig, default_memory, parse_bytes
-from lazystore.errors import ConfigError, DatasetNotFoundError, FormatError, UnsupportedError
+from lazystore.errors import ConfigError, DatasetNotFoundError, UnsupportedError
 from lazystore.fetch import open_source
 from lazystore.formats.leaves import leaf_operation
-from lazystore.formats.litdata import INDEX_NAME, OFFSET_WIDTH, OFFSETS_AT, LitDataIndex, parse_index
+from lazystore.formats.litdata import INDEX_NAME, LitDataIndex, parse_index
 from lazystore.formats.pytree import compile_tree, leaf_names
 from lazystore.stats import memory_stats
 from lazystore.streaming.item_loader import BaseItemLoader
+from lazystore.streaming.numbering import number_items
 
 if TYPE_CHECKING:
     from lazystore._core.frames import Lease
-    from lazystore.fetch.source import Read, Source
+    from lazystore.fetch.source import Source
 
 __all__ = ["StreamingDataset"]
 
@@ -70,8 +70,9 @@ class StreamingDataset:
 
     Memory: at most ``memory`` bytes, plus the items handed out. Threads: any number may read; the first that
     misses fetches, the others wait for that fetch. No thread is started for local data; remote storage uses its
-    client's own loop thread from the first read on. Fork: a child keeps what is resident as its own copy and opens its own
-    connections. Spawn, pickling: by arguments; the copy starts cold. Interpreter exit: nothing to wait for.
+    client's own loop thread from the first read on. Fork: a child keeps what is resident as its own copy and
+    opens its own connections. Spawn, pickling: by arguments; the copy starts cold. Interpreter exit: nothing
+    to wait for.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class StreamingDataset:
         eviction_policy: EvictionPolicy | None = None,
         timeout: float | None = None,
         fallback: str = "direct",
-        backend: str = "auto",
+        backend: Literal["auto", "fsspec", "obstore"] = "auto",
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "input_dir")}
         self._recipe = (os.fspath(input_dir), arguments)
@@ -106,7 +107,7 @@ class StreamingDataset:
             index = _read_index(source, config.chunk_timeout)
             self._memory = _memory(source, index, config, in_flight, fallback == "direct")
             plan = _plan(index, allow_pickle, serializers, block=bool(item_loader and item_loader.block_size))
-            counts, stride = _numbering(index, item_loader, source, config.chunk_timeout)
+            counts, stride = number_items(index, item_loader, source, config.chunk_timeout)
             self._reader = self._memory.attach(plan, counts, stride, transform)
         except BaseException:
             source.close()
@@ -274,9 +275,7 @@ def _memory(
     )  # fmt: skip
 
 
-def _plan(
-    index: LitDataIndex, allow_pickle: bool, serializers: Mapping[str, Any] | None, *, block: bool
-) -> DecodePlan:
+def _plan(index: LitDataIndex, allow_pickle: bool, serializers: Mapping[str, Any] | None, *, block: bool) -> DecodePlan:
     leaves = [leaf_operation(tag, allow_pickle=allow_pickle, serializers=serializers) for tag in index.tags]
     if index.tokens:
         return DecodePlan(leaves, [("leaf",)], names=index.tags, headless=True)
@@ -284,59 +283,6 @@ def _plan(
         raise ConfigError("TokensLoader reads datasets written with TokensLoader; this one stores whole items")
     tree = compile_tree(index.data_spec, len(index.tags))
     return DecodePlan(leaves, tree, names=leaf_names(index.data_spec, index.tags))
-
-
-def _numbering(
-    index: LitDataIndex, loader: BaseItemLoader | None, source: Source, timeout: float
-) -> tuple[Sequence[int], int]:
-    """Items of each chunk and the stride: what was written, or blocks of tokens."""
-    block = loader.block_size if loader is not None else 0
-    if not block:
-        return index.counts, 0
-    itemsize = _token_bytes(index.tags[0])
-    dims = array("q", index.dims)
-    unknown = [chunk for chunk, dim in enumerate(dims) if dim < 0 and index.counts[chunk]]
-    for chunk, tokens in zip(unknown, _count_tokens(index, unknown, itemsize, source, timeout), strict=True):
-        dims[chunk] = tokens
-    return array("Q", [max(dim, 0) // block for dim in dims]), block * itemsize
-
-
-def _token_bytes(tag: str) -> int:
-    """Bytes a token from the array's dtype."""
-    import numpy
-
-    from lazystore.formats.leaves import TORCH_DTYPES
-
-    name, _, detail = tag.partition(":")
-    if name == "no_header_numpy" and detail.isdigit() and int(detail) < 14:
-        return (1, 2, 4, 8, 1, 2, 4, 8, 2, 4, 8, 8, 16, 1)[int(detail)]
-    if name == "no_header_tensor" and detail.isdigit() and int(detail) < len(TORCH_DTYPES):
-        dtype = TORCH_DTYPES[int(detail)]
-        return 2 if dtype == "bfloat16" else numpy.dtype(dtype).itemsize
-    raise FormatError(f"tokens of encoding {tag!r} have no known size")
-
-
-def _count_tokens(
-    index: LitDataIndex, chunks: list[int], itemsize: int, source: Source, timeout: float
-) -> list[int]:
-    """Tokens of chunks whose index entry has no dim: from their first and last offsets, in one wave."""
-    from lazystore.fetch.source import Read
-
-    firsts: list[Read] = []
-    lasts: list[Read] = []
-    for chunk in chunks:
-        last = OFFSETS_AT + OFFSET_WIDTH * index.counts[chunk]
-        firsts.append(Read(index.names[chunk], OFFSETS_AT, memoryview(bytearray(OFFSET_WIDTH))))
-        lasts.append(Read(index.names[chunk], last, memoryview(bytearray(OFFSET_WIDTH))))
-    if index.compression and chunks:
-        raise UnsupportedError("a compressed token dataset whose index has no dim cannot be read in blocks")
-    if chunks:
-        source.run(firsts + lasts, timeout=timeout)
-    tokens = []
-    for first, last_read in zip(firsts, lasts, strict=True):
-        begin, end = (int.from_bytes(read.view, "little") for read in (first, last_read))
-        tokens.append(max(0, end - begin) // itemsize)
-    return tokens
 
 
 # -- fork -----------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class InMemoryItemLoader(BaseItemLoader):
     """Items served from memory, loaded progressively, inside ``streaming_config.max_memory_size`` bytes.
 
     Parameters:
-        streaming_config: budget, eviction policy and timeout; the default is ``StreamingConfig()`` (100 MiB, LRU, 30 s).
+        streaming_config: budget, eviction policy and timeout; 100 MiB, LRU and 30 s when not given.
     """
 
     def __init__(self, streaming_config: StreamingConfig | None = None) -> None:

@@ -1,0 +1,49 @@
+"""What users and our own tests share: a local object store with latency, a bandwidth limit and
+faults, a fault-injecting filesystem, and the seeded plans behind both.
+
+Names are imported when first used, so that this package costs nothing until then.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lazystore.testing.faults import FaultPlan as FaultPlan
+    from lazystore.testing.faults import Faults as Faults
+    from lazystore.testing.faults import FileFaults as FileFaults
+    from lazystore.testing.filesystem import FaultyFileSystem as FaultyFileSystem
+    from lazystore.testing.objectstore import ObjectStore as ObjectStore
+    from lazystore.testing.traffic import dependent_waves as dependent_waves
+
+_HOMES = {
+    "FaultPlan": "faults",
+    "Faults": "faults",
+    "FaultyFileSystem": "filesystem",
+    "FileFaults": "faults",
+    "ObjectStore": "objectstore",
+    "dependent_waves": "traffic",
+}
+
+__all__ = [
+    "FaultPlan",
+    "Faults",
+    "FaultyFileSystem",
+    "FileFaults",
+    "ObjectStore",
+    "dependent_waves",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
