@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 import os
 import re
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from lazystore.errors import ConfigError
 __all__ = ["EvictionPolicy", "StreamingConfig", "default_memory", "memory_limit", "parse_bytes"]
 
 MIB = 1 << 20
+MAX_BYTES = 1 << 48  # more than any address space holds
 DEFAULT_MEMORY_CAP = 256 * MIB
 
 # Decimal and binary suffixes as in IEC 80000-13; a bare letter is binary, as ulimit and docker have it.
@@ -39,6 +41,8 @@ def parse_bytes(size: int | str, *, name: str = "memory") -> int:
     Raises:
         ConfigError: not a size, or not above zero.
     """
+    if not isinstance(size, (bool, str)) and hasattr(size, "__index__"):
+        size = operator.index(size)  # numpy's integers are sizes too
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise ConfigError(f"{name}={size!r} is not a size; give bytes as an int, or a string such as '64MB'")
     if isinstance(size, str):
@@ -46,9 +50,10 @@ def parse_bytes(size: int | str, *, name: str = "memory") -> int:
         unit = match.group(2).lower() if match else ""
         if match is None or unit not in _UNITS:
             raise ConfigError(f"{name}={size!r} is not a size; write it as '64MB', '64MiB' or '1.5GB'")
-        size = int(float(match.group(1)) * _UNITS[unit])
-    if size <= 0:
-        raise ConfigError(f"{name}={size} must be above zero bytes")
+        number = float(match.group(1)) * _UNITS[unit]
+        size = int(number) if number < MAX_BYTES else MAX_BYTES
+    if not 0 < size < MAX_BYTES:
+        raise ConfigError(f"{name} must be above zero and below {MAX_BYTES} bytes")
     return size
 
 
@@ -78,9 +83,7 @@ def _cgroup_limit_files() -> list[str]:
         hierarchy, _, group = line.partition("::")
         if hierarchy == "0":
             parts = [p for p in group.split("/") if p and p != ".."]
-            files += [
-                os.path.join("/sys/fs/cgroup", *parts[:n], "memory.max") for n in range(1, len(parts) + 1)
-            ]
+            files += [os.path.join("/sys/fs/cgroup", *parts[:n], "memory.max") for n in range(1, len(parts) + 1)]
     return files
 
 
@@ -109,9 +112,7 @@ class StreamingConfig:
     enable_memory_monitoring: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "max_memory_size", parse_bytes(self.max_memory_size, name="max_memory_size")
-        )
+        object.__setattr__(self, "max_memory_size", parse_bytes(self.max_memory_size, name="max_memory_size"))
         if not isinstance(self.eviction_policy, EvictionPolicy):
             try:
                 object.__setattr__(self, "eviction_policy", EvictionPolicy(self.eviction_policy))
@@ -120,5 +121,5 @@ class StreamingConfig:
                 raise ConfigError(
                     f"eviction_policy={self.eviction_policy!r} is not one of EvictionPolicy's {known}"
                 ) from None
-        if not self.chunk_timeout > 0:
+        if not isinstance(self.chunk_timeout, (int, float)) or not self.chunk_timeout > 0:
             raise ConfigError(f"chunk_timeout={self.chunk_timeout!r} must be above zero seconds")

@@ -26,6 +26,7 @@ cdef class DecodePlan:
     cdef readonly int n_leaves
     cdef readonly bint headless
     cdef bint flat_dict
+    cdef bint bare_leaf
     cdef make_1d_t make_1d
     cdef make_nd_t make_nd
     cdef list calls

@@ -117,6 +117,7 @@ cdef class DecodePlan:
         if depth != 1 or used != self.n_leaves:
             raise ConfigError(f"the tree uses {used} of {self.n_leaves} leaves and leaves {depth} values")
         self.tree = program
+        self.bare_leaf = program == [("leaf",)]
         last = program[len(program) - 1]
         self.flat_dict = (
             not self.headless and last[0] == "dict" and len(program) == self.n_leaves + 1
@@ -194,7 +195,7 @@ cdef class DecodePlan:
             at += size
         if at != n:
             raise self.size_error(n)
-        if len(self.tree) == 1:
+        if self.bare_leaf:
             return values[0]
         return self.assemble(values)
 

@@ -7,13 +7,15 @@ starting over. The stream's history window is reserved from the budget by whoeve
 from __future__ import annotations
 
 from lazystore.cache.flight import Deadline
-from lazystore.errors import FormatError
+from lazystore.errors import BudgetTooSmallError, FormatError
 from lazystore.fetch.source import Read, Source
-from lazystore.formats.compression import ZstdInflater
+from lazystore.formats.compression import ZstdInflater, read_header
 
 __all__ = ["ChunkInflater", "ObjectStream"]
 
 LOCAL_PIECE = 256 * 1024
+#: A compressed dataset's budget is at least this many windows.
+WINDOW_SHARE = 4
 HEAD = 18  # bytes a zstd frame header may have
 REMOTE_PIECE = 4 * 1024 * 1024
 
@@ -33,22 +35,28 @@ class ObjectStream:
         self._size = size
         self._piece = piece
         self._position = 0
-        self.head = b""
         self._buffer = memoryview(b"")
         self.deadline = Deadline(0)
 
+    def peek(self) -> bytes:
+        """The next bytes without taking them: at least a zstd header's worth, unless the object ends."""
+        self._refill()
+        return bytes(self._buffer[:HEAD])
+
     def read(self, n: int = -1) -> bytes:
         """At most ``n`` bytes (all that is buffered for -1); b"" at the end of the object."""
+        self._refill()
+        taken = self._buffer[: n if n >= 0 else None]
+        self._buffer = self._buffer[len(taken) :]
+        return bytes(taken)
+
+    def _refill(self) -> None:
         if not len(self._buffer) and self._position < self._size:
             piece = memoryview(bytearray(min(self._piece, self._size - self._position)))
             read = Read(self._name, self._position, piece)
             self._source.run([read], timeout=self.deadline.left())
             self._position += len(piece)
-            self.head = self.head or bytes(piece[:HEAD])
             self._buffer = piece
-        taken = self._buffer[: n if n >= 0 else None]
-        self._buffer = self._buffer[len(taken) :]
-        return bytes(taken)
 
 
 class ChunkInflater:
@@ -58,23 +66,29 @@ class ChunkInflater:
         source, name: the compressed object.
         size: its length in bytes.
         max_window: bytes of history allowed.
+        deadline: when opening must be done.
+
+    Raises:
+        BudgetTooSmallError: the stream needs more history; the message says what memory would do.
 
     Threads: one at a time (the memory holds a lock). Fork: dropped in the child. Pickling: none.
     """
 
-    def __init__(self, source: Source, name: str, size: int, *, max_window: int) -> None:
+    def __init__(self, source: Source, name: str, size: int, *, max_window: int, deadline: Deadline) -> None:
         self._stream = ObjectStream(source, name, size, piece=LOCAL_PIECE if source.local else min(REMOTE_PIECE, size))
+        self._stream.deadline = deadline
+        self.header = read_header(self._stream.peek())
+        if self.header.window > max_window:
+            raise BudgetTooSmallError(
+                f"its zstd stream needs {self.header.window} bytes of history, {max_window} are reserved; "
+                f"give memory={WINDOW_SHARE * self.header.window} bytes or more"
+            )
         self._inflater = ZstdInflater(self._stream, max_window=max_window)
 
     @property
     def position(self) -> int:
         """Inflated bytes produced so far."""
         return self._inflater.position
-
-    @property
-    def compressed_head(self) -> bytes:
-        """First bytes of the compressed object; known once something was inflated."""
-        return self._stream.head
 
     def read_some(self, view: memoryview, deadline: Deadline) -> int:
         """Fill ``view`` as far as the stream goes; returns the bytes produced."""

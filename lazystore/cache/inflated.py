@@ -15,7 +15,6 @@ from lazystore.cache.flight import Arrivals, Deadline
 from lazystore.cache.inflate import ChunkInflater
 from lazystore.errors import FormatError
 from lazystore.fetch.source import Source
-from lazystore.formats.compression import content_size
 from lazystore.formats.litdata import OFFSET_WIDTH
 
 __all__ = ["InflatedChunks"]
@@ -103,7 +102,7 @@ class InflatedChunks:
             return self._open[1]
         name = self._door.layout.names[chunk]
         size = self._source.run([], stat=[name], timeout=deadline.left())[name]
-        inflater = ChunkInflater(self._source, name, size, max_window=self._max_window)
+        inflater = ChunkInflater(self._source, name, size, max_window=self._max_window, deadline=deadline)
         self._open = (chunk, inflater)
         return inflater
 
@@ -123,9 +122,8 @@ class InflatedChunks:
 
     def _length(self, chunk: int, inflater: ChunkInflater, head: bytes, deadline: Deadline) -> int:
         """Inflated bytes of the chunk: from the zstd frame's header, or from the last offset of its table."""
-        declared = content_size(inflater.compressed_head)
-        if declared is not None:
-            return declared
+        if inflater.header.content_size >= 0:
+            return inflater.header.content_size
         table_end = self._door.layout.table_end(chunk)
         if len(head) < HEAD_BYTES or int.from_bytes(head[:4], "little") != self._door.layout.counts[chunk]:
             return len(head)  # the door says what is wrong

@@ -7,6 +7,7 @@ its size and modification time are pinned and compared after every read.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,9 +53,7 @@ class LocalSource:
         self._lock = threading.Lock()
         self._closed = False
 
-    def run(
-        self, reads: Sequence[Read], *, stat: Iterable[str] = (), timeout: float
-    ) -> dict[str, int]:
+    def run(self, reads: Sequence[Read], *, stat: Iterable[str] = (), timeout: float) -> dict[str, int]:
         """Fill the reads one after another; see :class:`~lazystore.fetch.source.Source`.
 
         ``timeout`` is not used: a local read cannot be interrupted.
@@ -102,7 +101,14 @@ class LocalSource:
         views = [read.view for read in run]
         self.counters.requests += 1
         while position < wanted:
-            got = os.preadv(file.fd, _skip(views, position - begin), position)
+            try:
+                got = os.preadv(file.fd, _skip(views, position - begin), position)
+            except OSError as error:
+                path = self._path(run[0].name)
+                raise FetchError(
+                    f"{path}, bytes {begin}..{wanted}: the read failed at {position}: {error.strerror}",
+                    url=path, begin=begin, end=wanted, attempts=1,
+                ) from error  # fmt: skip
             if got == 0:
                 break
             position += got
@@ -114,7 +120,10 @@ class LocalSource:
             path = self._path(run[0].name)
             raise FetchError(
                 f"{path} ends at byte {position}, bytes {begin}..{wanted} were expected; it is truncated",
-                url=path, begin=begin, end=wanted, attempts=1,
+                url=path,
+                begin=begin,
+                end=wanted,
+                attempts=1,
             )
 
     def _check_unchanged(self, file: _File, name: str) -> None:
@@ -150,12 +159,18 @@ class LocalSource:
         """Open, pin the identity, and close the least recently used file beyond the bound. Under the lock."""
         path = self._path(name)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise DatasetNotFoundError(f"{path} does not exist; the dataset is incomplete or the path is wrong") from None
+            # Without O_NONBLOCK, opening a named pipe would wait for a writer for ever.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            raise DatasetNotFoundError(
+                f"{path} does not exist; the dataset is incomplete or the path is wrong"
+            ) from None
         except OSError as error:
             raise FetchError(f"{path} cannot be opened: {error.strerror}", url=path) from error
         status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            raise FetchError(f"{path} is not a regular file; give the directory of a dataset", url=path)
         identity = (status.st_size, status.st_mtime_ns)
         if self._identities.setdefault(name, identity) != identity:
             os.close(fd)

@@ -71,9 +71,7 @@ class Source(Protocol):
     local: bool
     counters: FetchCounters
 
-    def run(
-        self, reads: Sequence[Read], *, stat: Iterable[str] = (), timeout: float
-    ) -> dict[str, int]:
+    def run(self, reads: Sequence[Read], *, stat: Iterable[str] = (), timeout: float) -> dict[str, int]:
         """Fill every read's ``view``; return the sizes (bytes) of the objects in ``stat``.
 
         Sizes and ranges travel at the same time: one wave of requests. The first size

@@ -7,6 +7,7 @@ starting over, which the cache decides about.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from lazystore.errors import FormatError, MissingExtraError, UnsupportedError
@@ -14,7 +15,7 @@ from lazystore.errors import FormatError, MissingExtraError, UnsupportedError
 if TYPE_CHECKING:
     import zstandard
 
-__all__ = ["ByteStream", "ZstdInflater", "content_size", "is_zstd", "require_codec"]
+__all__ = ["ByteStream", "ZstdHeader", "ZstdInflater", "is_zstd", "read_header", "require_codec"]
 
 _ZSTD = re.compile(r"zstd(:(?:[1-9]|1[0-9]|2[0-2]))?")
 
@@ -42,8 +43,21 @@ def require_codec(compression: str) -> None:
     _zstandard()
 
 
-def content_size(head: bytes) -> int | None:
-    """Inflated size that a zstd frame's header declares; None when it declares none.
+@dataclass(frozen=True, slots=True)
+class ZstdHeader:
+    """What a zstd frame says about itself.
+
+    Attributes:
+        content_size: inflated bytes, -1 when the frame does not say.
+        window: bytes of history inflating it needs.
+    """
+
+    content_size: int
+    window: int
+
+
+def read_header(head: bytes) -> ZstdHeader:
+    """The header of a zstd frame.
 
     Parameters:
         head: at least the first 18 bytes of the frame, or all of a shorter one (RFC 8878, 3.1.1.1).
@@ -55,11 +69,12 @@ def content_size(head: bytes) -> int | None:
     import zstandard
 
     try:
-        declared = zstandard.get_frame_parameters(head).content_size
+        parameters = zstandard.get_frame_parameters(head)
     except zstandard.ZstdError as error:
         raise FormatError(f"it is not a zstd frame ({error})") from None
     unknown = (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR)
-    return None if declared in unknown else int(declared)
+    declared = -1 if parameters.content_size in unknown else int(parameters.content_size)
+    return ZstdHeader(declared, int(parameters.window_size))
 
 
 def _zstandard() -> type[zstandard.ZstdDecompressor]:
@@ -81,7 +96,6 @@ class ZstdInflater:
     """
 
     def __init__(self, stream: ByteStream, *, max_window: int) -> None:
-        self._max_window = max_window
         decompressor = _zstandard()(max_window_size=max(max_window, 1 << 10))
         self._reader = decompressor.stream_reader(stream, read_size=128 * 1024)  # type: ignore[arg-type]
         self.position = 0
@@ -103,8 +117,7 @@ class ZstdInflater:
             if type(error).__name__ != "ZstdError":
                 raise
             raise FormatError(
-                f"the zstd stream cannot be inflated after {self.position + done} bytes ({error}); it is damaged, "
-                f"or needs more than the {self._max_window} bytes of window this memory budget allows"
+                f"the zstd stream cannot be inflated after {self.position + done} bytes ({error}); it is damaged"
             ) from error
         self.position += done
         return done

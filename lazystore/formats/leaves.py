@@ -6,6 +6,7 @@ The fast ones are C operations; the rest are functions of the leaf's bytes, kept
 
 from __future__ import annotations
 
+import math
 import pickle
 import struct
 from collections.abc import Callable, Mapping
@@ -90,7 +91,7 @@ def leaf_operation(tag: str, *, allow_pickle: bool, serializers: Mapping[str, An
 
 
 def _dtype_index(tag: str, detail: str, count: int) -> int:
-    if not detail.isdigit() or int(detail) >= count:
+    if not (detail.isascii() and detail.isdigit() and len(detail) <= 3) or int(detail) >= count:
         raise FormatError(f"leaf encoding {tag!r} names no dtype between 0 and {count - 1}")
     return int(detail)
 
@@ -169,10 +170,12 @@ class TensorDecoder:
             return None
         shape = struct.unpack_from(f"{order}{rank}I", data, 8)
         dtype = getattr(_torch(), TORCH_DTYPES[index])
-        count = 1
-        for dim in shape:
-            count *= dim
-        return (dtype, shape) if 8 + 4 * rank + count * dtype.itemsize == len(data) else None
+        count = math.prod(shape)
+        if 8 + 4 * rank + count * dtype.itemsize != len(data):
+            return None
+        # An empty tensor may claim any other dimensions; torch cannot count strides beyond 63 bits.
+        extent = math.prod(dim for dim in shape if dim)
+        return (dtype, shape) if extent < 1 << 59 else None
 
 
 # -- images ---------------------------------------------------------------------------------
@@ -202,6 +205,18 @@ def decode_image(data: bytes) -> Any:
     return opened
 
 
+#: Bytes a pixel of pillow's modes; mode "1" packs eight.
+_PIXEL_BYTES = {
+    "L": 1, "P": 1, "LA": 2, "PA": 2, "La": 2, "I;16": 2, "I;16L": 2, "I;16B": 2, "RGB": 3, "YCbCr": 3, "LAB": 3,
+    "HSV": 3, "RGBA": 4, "RGBa": 4, "RGBX": 4, "CMYK": 4, "I": 4, "F": 4,
+}  # fmt: skip
+
+
+def _raw_size(mode: str, width: int, height: int) -> int:
+    """Bytes the pixels must have, known before pillow allocates what the header claims."""
+    return (width + 7) // 8 * height if mode == "1" else _PIXEL_BYTES[mode] * width * height
+
+
 def decode_pil(data: bytes) -> Any:
     """A raw image, ``u32 width | u32 height | u32 n | mode[n] | pixels``; its bytes without pillow."""
     image = _pillow()
@@ -212,8 +227,12 @@ def decode_pil(data: bytes) -> Any:
     width, height, n = struct.unpack_from("<III", data)
     try:
         mode = data[12 : 12 + n].decode("ascii")
+        if _raw_size(mode, width, height) != len(data) - 12 - n:
+            raise FormatError(f"a raw {mode} image of {width} x {height} pixels has {len(data) - 12 - n} bytes")
         return image.frombytes(mode, (width, height), data[12 + n :])
-    except (ValueError, KeyError, MemoryError) as error:
+    except FormatError:
+        raise
+    except (ValueError, KeyError, OverflowError) as error:
         raise FormatError(f"a raw image leaf of {len(data)} bytes is not {width} x {height} pixels: {error}") from error
 
 

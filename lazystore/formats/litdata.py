@@ -25,6 +25,7 @@ OFFSET_WIDTH = 4
 FRAMED_MAGIC = b"LDFZ01\0\0"
 ROWS_MAGIC = b"LDARW01\0"
 TOKENS_LOADER = "TokensLoader"
+MAX_TOKENS = 1 << 32  # a chunk is shorter than 4 GiB
 MAX_ITEMS = (1 << 32) // OFFSET_WIDTH  # a chunk's table alone would pass 4 GiB
 
 
@@ -150,7 +151,7 @@ def _chunks(chunks: list[Any], place: str) -> tuple[list[str], array[int], array
         if not _is_count(count) or count > MAX_ITEMS:
             raise FormatError(f'{place}: chunk {i} ({name}) has "chunk_size": {count!r}, not a number of items')
         hint, dim = chunk.get("chunk_bytes"), chunk.get("dim")
-        if dim is not None and not _is_count(dim):
+        if dim is not None and (not _is_count(dim) or dim > MAX_TOKENS):
             raise FormatError(f'{place}: chunk {i} ({name}) has "dim": {dim!r}')
         counts.append(count)
         hints.append(hint if _is_count(hint) and hint < 1 << 62 else 0)

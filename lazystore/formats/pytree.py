@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -108,7 +109,7 @@ def _step(kind: str | None, context: Any, n: int) -> Step:
         return ("call", n, _defaultdict(context, n))
     if kind == "collections.deque":
         maxlen = _json(context)
-        if maxlen is not None and (not isinstance(maxlen, int) or maxlen < 0):
+        if maxlen is not None and (not isinstance(maxlen, int) or not 0 <= maxlen <= sys.maxsize):
             raise FormatError(f"a deque in data_spec has maxlen {maxlen!r}")
         return ("call", n, lambda values: collections.deque(values, maxlen))
     raise FormatError(f"data_spec holds a container of type {kind!r}, which lazystore does not know")
@@ -118,7 +119,7 @@ def _json(context: Any) -> Any:
     """Contexts are JSON inside JSON."""
     try:
         return json.loads(context) if isinstance(context, str) else context
-    except ValueError:
+    except (ValueError, RecursionError):
         raise FormatError(f"context {context!r} in data_spec is not JSON") from None
 
 
@@ -138,7 +139,7 @@ def _defaultdict(context: Any, n: int) -> Callable[[list[Any]], Any]:
         keys = _keys(context["dict_context"], n)
     except (TypeError, KeyError):
         raise FormatError(f"a defaultdict in data_spec has the context {context!r}") from None
-    if module != "builtins" or name not in _FACTORIES:
+    if module != "builtins" or not isinstance(name, str) or name not in _FACTORIES:
         raise UnsafeDataError(f"a defaultdict in data_spec names the factory {module}.{name}; only builtins are used")
     factory = _FACTORIES[name]
     return lambda values: collections.defaultdict(factory, zip(keys, values, strict=True))

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["BaseItemLoader", "InMemoryItemLoader", "TokensLoader"]
 
 
+#: A chunk is shorter than 4 GiB: no block of it can have more tokens.
+MAX_BLOCK = 1 << 32
+
+
 class BaseItemLoader:
     """Settings every loader has.
 
@@ -80,8 +84,8 @@ class TokensLoader(BaseItemLoader):
 
     def __init__(self, block_size: int, streaming_config: StreamingConfig | None = None) -> None:
         super().__init__(streaming_config)
-        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
-            raise ConfigError(f"block_size={block_size!r} must be a number of tokens above zero")
+        if isinstance(block_size, bool) or not isinstance(block_size, int) or not 0 < block_size <= MAX_BLOCK:
+            raise ConfigError(f"block_size={block_size!r} must be a number of tokens in 1..{MAX_BLOCK}")
         self.block_size = block_size
 
     def __repr__(self) -> str:

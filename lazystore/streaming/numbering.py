@@ -48,12 +48,16 @@ def number_items(
     return array("Q", [max(dim, 0) // block for dim in dims]), block * itemsize
 
 
+def _is_index(detail: str, count: int) -> bool:
+    return detail.isascii() and detail.isdigit() and len(detail) <= 3 and int(detail) < count
+
+
 def _token_bytes(tag: str) -> int:
     """Bytes a token from the array's dtype."""
     name, _, detail = tag.partition(":")
-    if name == "no_header_numpy" and detail.isdigit() and int(detail) < len(NUMPY_ITEM_BYTES):
+    if name == "no_header_numpy" and _is_index(detail, len(NUMPY_ITEM_BYTES)):
         return NUMPY_ITEM_BYTES[int(detail)]
-    if name == "no_header_tensor" and detail.isdigit() and int(detail) < len(TORCH_DTYPES):
+    if name == "no_header_tensor" and _is_index(detail, len(TORCH_DTYPES)):
         return TORCH_ITEM_BYTES[TORCH_DTYPES[int(detail)]]
     raise FormatError(f"tokens of encoding {tag!r} have no known size")
 

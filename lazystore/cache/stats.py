@@ -35,9 +35,7 @@ def memory_stats(memory: ChunkMemory, *, budget: int, monitor: bool) -> dict[str
         "chunks": chunks if monitor else {},
         "hits": memory.reader.hits,
         "misses": memory.reader.misses,
-        "evictions": {
-            cause: counters[f"evictions_{cause}"] for cause in ("capacity", "scan", "pieces")
-        },
+        "evictions": {cause: counters[f"evictions_{cause}"] for cause in ("capacity", "scan", "pieces")},
         "bytes_fetched": fetched.bytes_fetched,
         "bytes_wasted": counters["bytes_wasted"],
         "requests": fetched.requests,
@@ -58,7 +56,13 @@ def _chunks(memory: ChunkMemory) -> dict[int, dict[str, Any]]:
     for chunk, _, arrived, hits, idle_ms, pins, _ in memory.store.contents():
         entry = found.setdefault(
             chunk,
-            {"size": 0, "bytes_total": memory.reader.chunk_length(chunk), "hits": 0, "idle_seconds": idle_ms / 1e3, "pins": 0},
+            {
+                "size": 0,
+                "bytes_total": memory.reader.chunk_length(chunk),
+                "hits": 0,
+                "idle_seconds": idle_ms / 1e3,
+                "pins": 0,
+            },
         )
         entry["size"] += arrived
         entry["hits"] += hits

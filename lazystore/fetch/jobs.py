@@ -1,0 +1,331 @@
+"""What one call of a source consists of: a batch of jobs, each cured of its failures on its own.
+
+A job knows what is still wanted and takes the bytes of each attempt (it is the attempt's Landing).
+When and how often attempts are made is decided in ``engine.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lazystore.errors import ConfigError
+from lazystore.fetch.flow import Watch
+from lazystore.fetch.plan import split
+from lazystore.fetch.retry import SLOWEST_RATE, Deadline, Verdict, WireError
+from lazystore.fetch.source import FetchCounters, Read
+from lazystore.fetch.wire import UNKNOWN, Identity, Wire, range_ignored
+
+__all__ = ["Batch", "HeadJob", "Job", "PartJob", "Pins", "WholeJob", "parts_of"]
+
+
+class Pins:
+    """The identity each object had when it was first seen.
+
+    About 250 bytes an object. Belongs to one event loop; a copy of it may be read elsewhere.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[str, Identity] = {}
+
+    def get(self, name: str) -> Identity | None:
+        return self._known.get(name)
+
+    def size(self, name: str) -> int:
+        """Bytes of the object, or UNKNOWN."""
+        known = self._known.get(name)
+        return UNKNOWN if known is None else known.size
+
+    def pin(self, name: str, seen: Identity) -> None:
+        """Remember ``seen``, or compare it with what is remembered.
+
+        Raises:
+            WireError: it is another object by now.
+        """
+        known = self._known.get(name)
+        if known is None:
+            self._known[name] = seen
+            return
+        if known is seen or known == seen:
+            return
+        difference = known.difference(seen)
+        if difference:
+            raise WireError(Verdict.CHANGED, difference)
+        if known.size == UNKNOWN and seen.size != UNKNOWN:
+            self._known[name] = Identity(seen.size, known.etag or seen.etag, known.mtime or seen.mtime)
+
+
+class Batch:
+    """One call: its reads, its deadline, and whether its caller still waits.
+
+    ``lock`` makes landing bytes and giving up exclusive: once :meth:`abandon` returns, no byte is
+    written into the caller's buffers any more.
+    """
+
+    __slots__ = ("deadline", "heads", "live", "lock", "open_ended", "under_way")
+
+    def __init__(self, deadline: Deadline, open_ended: Iterable[str] = ()) -> None:
+        self.deadline = deadline
+        self.open_ended = frozenset(open_ended)
+        self.heads: dict[str, asyncio.Task[None]] = {}
+        self.under_way: set[Job] = set()
+        self.lock = threading.Lock()
+        self.live = True
+
+    def abandon(self) -> None:
+        """Take the buffers away from whatever may still be under way. Any thread."""
+        with self.lock:
+            self.live = False
+
+
+class Job:
+    """One thing to fetch, and how its attempts fared.
+
+    Attributes:
+        attempts: requests sent.
+        streak: the failed ones among them since the last that got some bytes for good; waits and patience
+            grow with it.
+        error: how the latest attempt failed.
+    """
+
+    __slots__ = ("attempts", "begin", "counters", "end", "error", "name", "pins", "streak", "watch", "weight")
+
+    def __init__(self, name: str, begin: int, end: int, weight: int, pins: Pins, counters: FetchCounters) -> None:
+        self.name = name
+        self.begin = begin
+        self.end = end
+        self.weight = weight
+        self.pins = pins
+        self.counters = counters
+        self.attempts = 0
+        self.streak = 0
+        self.error: BaseException | None = None
+        self.watch: Watch | None = None
+
+    def wanted(self) -> bool:
+        """Whether another attempt is needed.
+
+        Raises:
+            WireError: what is wanted cannot exist.
+        """
+        raise NotImplementedError
+
+    async def attempt(self, wire: Wire) -> None:
+        """One request; raises what went wrong."""
+        raise NotImplementedError
+
+    def rewind(self, wire: Wire) -> None:
+        """Prepare for the attempt after a failed one."""
+        self.streak += 1
+
+    def silent_bytes(self, wire: Wire) -> int:
+        """Bytes of the next attempt that travel without a sign of progress."""
+        return 0
+
+    def answered(self, begin: int, end: int, identity: Identity | None) -> None:
+        raise NotImplementedError
+
+    def expect(self, length: int) -> None:
+        if self.watch is not None:
+            self.watch.feed(length / SLOWEST_RATE)
+
+    def write(self, data: Any) -> None:
+        raise NotImplementedError
+
+    def _arrived(self, length: int) -> None:
+        self.counters.bytes_fetched += length
+        if self.watch is not None:
+            self.watch.feed()
+
+
+class HeadJob(Job):
+    """Size and identity of one object; pins it, or compares with what was pinned."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, name: str, pins: Pins, counters: FetchCounters) -> None:
+        super().__init__(name, -1, -1, 0, pins, counters)
+        self._done = False
+
+    def wanted(self) -> bool:
+        return not self._done
+
+    async def attempt(self, wire: Wire) -> None:
+        seen = await wire.head(self.name)
+        if seen.size == UNKNOWN:
+            raise WireError(Verdict.FATAL, "the storage does not tell the object's size")
+        self.pins.pin(self.name, seen)
+        self._done = True
+
+
+class PartJob(Job):
+    """A range of at most one request's size, landing in a slice of its read's buffer.
+
+    ``landed`` bytes from the front are good. What is wanted shrinks when the object's size becomes
+    known and the read may end early (``open_ended``). An answer that stops early is taken as progress;
+    :meth:`wanted` says whether that was the object's end.
+    """
+
+    __slots__ = ("_batch", "_kept", "_limit", "_view", "landed", "open_ended", "read")
+
+    def __init__(
+        self, batch: Batch, read: Read, view: memoryview, begin: int, pins: Pins, counters: FetchCounters
+    ) -> None:
+        super().__init__(read.name, begin, begin + len(view), len(view), pins, counters)
+        self.read = read
+        self.open_ended = read.name in batch.open_ended
+        self.landed = 0
+        self._kept = 0
+        self._batch = batch
+        self._view = view
+        self._limit = len(view)
+
+    def stop(self) -> int:
+        """Where the wanted bytes end, as far as is known by now."""
+        size = self.pins.size(self.name)
+        if size == UNKNOWN or self.end <= size:
+            return self.end
+        if not self.open_ended:
+            raise WireError(Verdict.BEYOND, f"the object ends at byte {size}")
+        return max(size, self.begin)
+
+    def wanted(self) -> bool:
+        at, stop = self.begin + self.landed, self.stop()
+        if at > stop:
+            raise range_ignored(UNKNOWN)
+        return at < stop
+
+    def silent_bytes(self, wire: Wire) -> int:
+        return 0 if wire.streams else self.weight - self.landed
+
+    async def attempt(self, wire: Wire) -> None:
+        stop = self.stop()
+        self._limit = stop - self.begin
+        await wire.get(self.name, self.begin + self.landed, stop, self.pins.get(self.name), self)
+
+    def rewind(self, wire: Wire) -> None:
+        # Half an answer may only be continued when the next one is sure to be of the same object.
+        known = self.pins.get(self.name)
+        if not wire.tells or known is None or not known.etag:
+            self.landed = 0
+        self.streak = 1 if self.landed > self._kept else self.streak + 1
+        self._kept = self.landed
+
+    def answered(self, begin: int, end: int, identity: Identity | None) -> None:
+        at = self.begin + self.landed
+        if begin != at:
+            raise WireError(Verdict.FATAL, f"asked for bytes from {at}, the server answers from {begin}")
+        if end > self.begin + self._limit:
+            raise range_ignored(end - begin)
+        if identity is not None:
+            self.pins.pin(self.name, identity)
+        if self.watch is not None:
+            self.watch.feed()
+
+    def write(self, data: Any) -> None:
+        length = len(data)
+        at = self.landed
+        if at + length > self._limit:
+            raise range_ignored(UNKNOWN)
+        with self._batch.lock:
+            if not self._batch.live:
+                raise WireError(Verdict.FATAL, "the caller has given up")
+            self._view[at : at + length] = data
+        self.landed = at + length
+        self._arrived(length)
+
+
+class WholeJob(Job):
+    """A whole object as one bytes value of at most ``limit`` bytes.
+
+    Its length shows with the answer, so the gate cannot wait for room: it only counts what is in flight.
+    """
+
+    __slots__ = ("_due", "_pieces", "_seen", "landed", "limit")
+
+    def __init__(self, name: str, limit: int, pins: Pins, counters: FetchCounters) -> None:
+        super().__init__(name, 0, -1, 0, pins, counters)
+        self.limit = limit
+        self.landed = 0
+        self._pieces: list[bytes] = []
+        self._due = UNKNOWN
+        self._seen = False
+
+    def result(self) -> bytes:
+        """The object's bytes, once nothing is wanted any more."""
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+    def wanted(self) -> bool:
+        return not self._seen
+
+    def silent_bytes(self, wire: Wire) -> int:
+        return 0 if wire.streams else self.limit
+
+    async def attempt(self, wire: Wire) -> None:
+        counters = self.counters
+        try:
+            await wire.whole(self.name, self.limit, self)
+        finally:
+            if self._due != UNKNOWN:
+                counters.in_flight_bytes -= self._due
+        if self._due not in (UNKNOWN, self.landed):
+            raise WireError(Verdict.RETRY, f"the answer was cut after {self.landed} of {self._due} bytes")
+        self._seen = True
+
+    def rewind(self, wire: Wire) -> None:
+        super().rewind(wire)
+        self._pieces.clear()
+        self.landed = 0
+        self._due = UNKNOWN
+
+    def answered(self, begin: int, end: int, identity: Identity | None) -> None:
+        if end > self.limit:
+            raise self._too_long(end)
+        if identity is not None:
+            self.pins.pin(self.name, identity)
+        self._due = end
+        counters = self.counters
+        counters.in_flight_bytes += end
+        counters.in_flight_peak = max(counters.in_flight_peak, counters.in_flight_bytes)
+
+    def write(self, data: Any) -> None:
+        length = len(data)
+        if self.landed + length > self.limit:
+            raise self._too_long(self.landed + length)
+        self._pieces.append(bytes(data))
+        self.landed += length
+        self._arrived(length)
+
+    def _too_long(self, length: int) -> WireError:
+        return WireError(Verdict.FATAL, f"it is longer than {self.limit} bytes (at least {length})")
+
+
+def parts_of(
+    batch: Batch, reads: Sequence[Read], pins: Pins, counters: FetchCounters, part_bytes: int
+) -> list[PartJob]:
+    """Cut reads into jobs of at most ``part_bytes``; checks the buffers and the sizes known so far.
+
+    Raises:
+        ConfigError: a buffer that cannot be written, or a negative begin.
+    """
+    jobs: list[PartJob] = []
+    for read in reads:
+        read.got = 0
+        view = read.view
+        if view.readonly or not view.c_contiguous:
+            raise ConfigError(f"the buffer for {read.name!r} must be writable and contiguous")
+        if read.begin < 0:
+            raise ConfigError(f"a read of {read.name!r} begins at {read.begin}, below zero")
+        if view.format != "B" or view.ndim != 1:
+            view = view.cast("B")
+        if len(view) <= part_bytes:
+            if len(view):
+                jobs.append(PartJob(batch, read, view, read.begin, pins, counters))
+            continue
+        for begin, end in split(0, len(view), max_bytes=part_bytes):
+            jobs.append(PartJob(batch, read, view[begin:end], read.begin + begin, pins, counters))
+    return jobs

@@ -1,0 +1,103 @@
+"""The README keeps its word: its Python blocks run, its commands exist.
+
+Each ``python`` block runs in a fresh interpreter, in a folder where ``data/`` is a dataset of 2,000
+``{"id": int, "text": str}``; URLs of cloud stores in it are replaced by that folder. A block that
+cannot run anywhere is preceded by ``<!-- not run: the reason -->``.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import lazystore
+from lazystore import cli
+from lazystore.formats.writer import DatasetWriter
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+BLOCK = re.compile(r"(<!-- not run: [^\n]+-->\n+)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CLOUD_URL = re.compile(r"(?:s3|gs|az|azure|abfs|https?)://[\w./@-]+")
+
+
+def blocks(language: str) -> list[str]:
+    if not README.exists():
+        return []  # test_there_are_examples_to_run says so
+    text = README.read_text(encoding="utf-8")
+    return [body for skip, kind, body in BLOCK.findall(text) if kind == language and not skip]
+
+
+def commands() -> list[str]:
+    lines = [line for kind in ("bash", "sh", "console") for body in blocks(kind) for line in body.splitlines()]
+    lines = [line.removeprefix("$ ").split(" #")[0].strip() for line in lines]
+    return [part.strip() for line in lines if line and line[0] != "#" for part in line.split("&&")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    with DatasetWriter(folder / "data", chunk_bytes="64kB") as writer:
+        for number in range(2000):
+            writer.write({"id": number, "text": f"text {number} " * 10})
+    return folder
+
+
+def test_there_are_examples_to_run() -> None:
+    assert blocks("python")
+    assert len(commands()) >= 4
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_block_runs(number: int, folder: Path) -> None:
+    code = CLOUD_URL.sub("data", blocks("python")[number])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(lazystore.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{code}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_exists(command: str) -> None:
+    words = shlex.split(command)
+    if words[:3] == ["python", "-m", "pip"]:
+        assert words[3] == "install"
+        for package in (word for word in words[4:] if not word.startswith("-")):
+            check_requirement(package)
+    elif words[:4] == ["python", "-m", "tox", "run"]:
+        assert words[4] == "-e"
+        check_tox_environments(words[5])
+    elif words[0] == "pip":
+        assert words[1] == "install"
+        for package in words[2:]:
+            check_requirement(package)
+    elif words[0] == "lazystore" or words[:3] == ["python", "-m", "lazystore"]:
+        cli.parser().parse_args(words[1:] if words[0] == "lazystore" else words[3:])
+    else:
+        assert words[0] in {"git", "cd", "pytest"}, f"{command!r} is not a command this test knows"
+
+
+def check_requirement(package: str) -> None:
+    name, _, extras = package.rstrip("]").partition("[")
+    assert name in {"tox", "lazystore", "."}
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(filter(None, extras.split(","))) <= set(known)
+
+
+def check_tox_environments(names: str) -> None:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "tox.ini")
+    known = {section.removeprefix("testenv:") for section in config.sections()} | {"py"}
+    assert set(names.split(",")) <= known
