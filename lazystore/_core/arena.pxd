@@ -49,6 +49,8 @@ cdef struct Frame:
     uint8_t state
     uint8_t freq     # S3-FIFO's two-bit counter
     uint8_t scan     # brought in by a scan and not asked for otherwise since
+    uint8_t fill     # a Fill object holds one of the pins
+    uint32_t epoch   # tells a Fill whose frame was abandoned that it is over
 
 cdef class Arena:
     cdef uint8_t* arena
@@ -73,6 +75,7 @@ cdef class Arena:
     cdef int64_t evicted_capacity, evicted_scan, evicted_pieces, wasted, in_use, peak
 
     cdef int32_t find(self, uint64_t key) noexcept nogil
+    cdef int32_t find_part(self, uint64_t chunk, uint64_t part) noexcept nogil
     cdef void touch(self, int32_t f) noexcept nogil
     cdef void hit(self, int32_t f) noexcept nogil
     cdef void passed(self, int32_t f, uint64_t key) noexcept nogil
@@ -91,6 +94,8 @@ cdef class Arena:
     cdef bint piece_insert(self, uint64_t key, uint64_t location) noexcept nogil
     cdef void piece_remove(self, uint64_t key, uint64_t location) noexcept nogil
     cdef int _close_log(self) except -1
+    cdef bint shed_log(self) noexcept nogil
+    cdef void give_up(self, int32_t f) noexcept nogil
     cdef void release(self) noexcept nogil
     cdef int require_open(self) except -1
 
@@ -102,6 +107,8 @@ cdef inline void unpin(Arena store, int32_t f) noexcept nogil:
     # With the last pin of a closed store its memory goes; nobody can pin it again.
     store.frames[f].pins -= 1
     store.live -= 1
+    if not store.frames[f].pins and store.frames[f].state == FILLING:
+        store.discard(f, False)   # its fill is gone, and now the last one who looked at what had landed
     if store.closed and store.live == 0:
         store.release()
 

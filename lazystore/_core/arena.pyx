@@ -155,6 +155,10 @@ cdef class Arena:
                 return f
             s = (s + 1) & self.slot_mask
 
+    cdef int32_t find_part(self, uint64_t chunk, uint64_t part) noexcept nogil:
+        """The same for numbers from outside: those beyond the key space are nowhere, not somebody else's."""
+        return NOWHERE if chunk >> 31 or part >> 32 else self.find(part_key(chunk, part))
+
     cdef void slot_insert(self, int32_t f) noexcept nogil:
         cdef uint32_t s = <uint32_t>mix(self.frames[f].key) & self.slot_mask
         while self.slots[s]:
@@ -288,8 +292,15 @@ cdef class Arena:
         frame.key = NO_KEY
         frame.state = FREE
         frame.landed = 0
+        frame.fill = 0
         self.in_use -= 1
         queue_push_back(self.links, self.queues, Q_FREE, f)
+
+    cdef void give_up(self, int32_t f) noexcept nogil:
+        """Others may fetch the part anew at once; a committed one stays."""
+        if self.frames[f].state == FILLING and self.frames[f].key != NO_KEY:
+            self.slot_remove(self.frames[f].key)
+            self.frames[f].key = NO_KEY
 
     cdef int32_t take(self, uint64_t key, uint32_t used, bint scan) noexcept nogil:
         """A frame for a part (or NO_KEY for a log), out of all queues, pinned; -1 when none can be had."""
@@ -394,6 +405,16 @@ cdef class Arena:
             p = self.arena + base + at
             self.piece_remove(load_u64(p), (base + at) >> 4)
             at += PIECE_HEADER + padded(load_u32(p + 8))
+
+    cdef bint shed_log(self) noexcept nogil:
+        """Evict the oldest log that nobody looks at, to make room in the piece table; False if there is none."""
+        cdef int32_t f = self.queues[Q_MAIN].tail
+        while f != NOWHERE and (self.frames[f].state != PIECES or self.frames[f].pins):
+            f = self.links[f].prev
+        if f == NOWHERE:
+            return False
+        self.discard(f, True)
+        return True
 
     cdef int _close_log(self) except -1:
         """The log is full: from now on it is evicted like any other frame."""

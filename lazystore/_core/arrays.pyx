@@ -18,6 +18,9 @@ cdef enum:
     N_DTYPES = 14        # indexes 0..13 of LitData's numpy table; 14.. are object, S, U, void
     MAX_DIMS = 32
 
+# Largest product of the other dimensions of an array without elements.
+cdef unsigned long long MAX_EMPTY = 1 << 48
+
 cdef int type_nums[14]
 type_nums[:] = [
     cnp.NPY_INT8, cnp.NPY_INT16, cnp.NPY_INT32, cnp.NPY_INT64,
@@ -59,9 +62,11 @@ cdef object make_nd(const uint8_t* p, Py_ssize_t nbytes):
         dims[k] = load_u32(p + 8 + 4 * k)
         empty = empty or dims[k] == 0
     cdef unsigned long long total = 1
+    if empty:
+        left = MAX_EMPTY   # numpy multiplies the other dimensions and refuses what overflows
     for k in range(ndim):
-        if empty:
-            break
+        if not dims[k]:
+            continue
         if <unsigned long long>dims[k] > left // total:
             raise FormatError(f"an array leaf of {nbytes} bytes is too short for its dimensions")
         total *= <unsigned long long>dims[k]

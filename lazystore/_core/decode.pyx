@@ -19,6 +19,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
+import operator
 import sys
 
 from lazystore._core.offsets cimport load_u32
@@ -35,6 +36,7 @@ _OPS = {
     "ndarray": OP_NDARRAY,
     "call": OP_CALL,
 }
+_STEP_LENGTHS = {"dict": 2, "list": 2, "tuple": 2, "call": 3}
 
 
 cdef class DecodePlan:
@@ -107,13 +109,16 @@ cdef class DecodePlan:
                 used += 1
                 depth += 1
             else:
-                count = len(step[1]) if step[0] == "dict" else step[1]
-                if step[0] not in ("dict", "list", "tuple", "call") or count > depth:
+                # assemble() indexes the steps unchecked: their shape is settled here.
+                if _STEP_LENGTHS.get(step[0]) != len(step) or (step[0] == "call" and not callable(step[2])):
+                    raise ConfigError(f"tree step {step!r} is not one that a decode plan knows")
+                count = len(step[1]) if step[0] == "dict" else operator.index(step[1])
+                if not 0 <= count <= depth:
                     raise ConfigError(f"tree step {step!r} does not fit the {depth} values before it")
                 depth += 1 - count
             if step[0] == "dict":
                 step = ("dict", tuple(sys.intern(key) if type(key) is str else key for key in step[1]))
-            program.append(step)
+            program.append(tuple(step))
         if depth != 1 or used != self.n_leaves:
             raise ConfigError(f"the tree uses {used} of {self.n_leaves} leaves and leaves {depth} values")
         self.tree = program
@@ -233,7 +238,7 @@ cdef class DecodePlan:
             return FormatError(f"the item is empty, the schema has {self.n_leaves} leaves")
         return FormatError(f"the leaf sizes do not add up to the item's {n} bytes ({self.n_leaves} leaves)")
 
-    def __call__(self, const unsigned char[::1] item):
+    def __call__(self, const unsigned char[::1] item not None):
         """Decode one item from a buffer. The reader uses the C entry instead."""
         cdef const uint8_t* p = <const uint8_t*>&item[0] if item.shape[0] else <const uint8_t*>b""
         return self.decode(p, item.shape[0])

@@ -58,7 +58,7 @@ cdef class FrameStore(Arena):
 
     # -- pieces -------------------------------------------------------------------------
 
-    def put_piece(self, int kind, uint64_t chunk, uint64_t number, const unsigned char[::1] data):
+    def put_piece(self, int kind, uint64_t chunk, uint64_t number, const unsigned char[::1] data not None):
         """Keep a copy of a piece; False when it cannot be kept (too large, all pinned, table full).
 
         Parameters:
@@ -77,6 +77,12 @@ cdef class FrameStore(Arena):
             return False
         if self.find_piece(kind, chunk, number, &length, &f) != NULL:
             return True
+        if self.n_pieces * 4 >= (self.piece_mask + 1) * 3 and not self.shed_log():
+            if self.piece_frame == NOWHERE:
+                return False
+            self._close_log()
+            if not self.shed_log():
+                return False
         if self.piece_frame != NOWHERE and self.frames[self.piece_frame].used + need > self.frame_bytes:
             self._close_log()
         if self.piece_frame == NOWHERE:
@@ -109,7 +115,9 @@ cdef class FrameStore(Arena):
         self.require_open()
         cdef uint32_t length
         cdef int32_t f
-        cdef const uint8_t* p = self.find_piece(kind, chunk, number, &length, &f)
+        cdef const uint8_t* p = NULL
+        if kind in (ITEM_PIECE, TABLE_PIECE) and not chunk >> 30 and not number >> 32:
+            p = self.find_piece(kind, chunk, number, &length, &f)
         if p == NULL:
             raise KeyError((kind, chunk, number))
         self.touch(f)
@@ -142,6 +150,9 @@ cdef class FrameStore(Arena):
         fill.store = self
         fill.frame = f
         fill.key = key
+        fill.epoch = self.frames[f].epoch
+        fill.done = False
+        self.frames[f].fill = 1
         return fill
 
     def full_message(self):
@@ -159,7 +170,7 @@ cdef class FrameStore(Arena):
     def state(self, uint64_t chunk, uint64_t part):
         """``"absent"``, ``"filling"`` or ``"ready"``."""
         self.require_open()
-        cdef int32_t f = self.find(part_key(chunk, part))
+        cdef int32_t f = self.find_part(chunk, part)
         if f < 0:
             return "absent"
         return "ready" if self.frames[f].state == READY else "filling"
@@ -177,7 +188,7 @@ cdef class FrameStore(Arena):
         if begin >> self.shift != (end - 1) >> self.shift:
             raise ConfigError(f"bytes {begin}..{end} straddle frames of {self.frame_bytes}")
         cdef uint64_t base = begin >> self.shift << self.shift
-        cdef int32_t f = self.find(part_key(chunk, begin >> self.shift))
+        cdef int32_t f = self.find_part(chunk, begin >> self.shift)
         if f < 0 or not self.covers(f, begin - base, end - base):
             raise KeyError((chunk, begin, end))
         self.touch(f)
@@ -191,7 +202,7 @@ cdef class FrameStore(Arena):
         while begin < end:
             part = begin >> self.shift
             base = part << self.shift
-            f = self.find(part_key(chunk, part))
+            f = self.find_part(chunk, part)
             if f < 0 or not self.covers(f, begin - base, min(end - base, <uint64_t>self.frame_bytes)):
                 return False
             begin = base + self.frame_bytes
@@ -200,7 +211,7 @@ cdef class FrameStore(Arena):
     def drop(self, uint64_t chunk, uint64_t part):
         """Forget a part; False when it is absent, pinned or being filled."""
         self.require_open()
-        cdef int32_t f = self.find(part_key(chunk, part))
+        cdef int32_t f = self.find_part(chunk, part)
         if f < 0 or self.frames[f].pins or self.frames[f].state != READY:
             return False
         self.discard(f, False)
@@ -209,25 +220,26 @@ cdef class FrameStore(Arena):
     def mark_passed(self, uint64_t chunk, uint64_t part):
         """A scan is done with this part."""
         self.require_open()
-        cdef uint64_t key = part_key(chunk, part)
-        cdef int32_t f = self.find(key)
+        cdef int32_t f = self.find_part(chunk, part)
         if f >= 0:
-            self.passed(f, key)
+            self.passed(f, part_key(chunk, part))
 
     def abandon_fills(self):
-        """Free the frames whose fillers died, in a forked child; returns how many.
+        """Give up the parts whose fillers died, in a forked child; returns how many.
 
-        Call only where no other thread can be filling.
+        Call only where no other thread can be filling. Fills that are still referenced are over: they have
+        no pin any more and change nothing. Leases on what had landed stay valid and free the frame at last.
         """
         self.require_open()
-        cdef int32_t f, freed = 0
+        cdef int32_t f, given_up = 0
         for f in range(self.n_frames):
-            if self.frames[f].state == FILLING:
-                self.live -= self.frames[f].pins
-                self.frames[f].pins = 0
-                self.discard(f, False)
-                freed += 1
-        return freed
+            if self.frames[f].fill:
+                given_up += self.frames[f].state == FILLING
+                self.give_up(f)
+                self.frames[f].fill = 0
+                self.frames[f].epoch += 1
+                unpin(self, f)
+        return given_up
 
     # -- looking ------------------------------------------------------------------------
 
@@ -265,13 +277,20 @@ cdef class FrameStore(Arena):
         cdef int32_t f
         cdef Frame* frame
         cdef uint32_t now = millis()
-        for f in range(self.n_frames):
-            frame = &self.frames[f]
-            if frame.state in (FILLING, READY) and frame.key != NO_KEY:
-                found.append((
-                    frame.key >> 32, frame.key & 0xFFFFFFFF, self._arrived(f), frame.hits,
-                    <uint32_t>(now - frame.seen), frame.pins, "ready" if frame.state == READY else "filling",
-                ))
+        # Making a tuple may run the garbage collector, and with it anything: the memory must not go meanwhile.
+        self.live += 1
+        try:
+            for f in range(self.n_frames):
+                frame = &self.frames[f]
+                if frame.state in (FILLING, READY) and frame.key != NO_KEY:
+                    found.append((
+                        frame.key >> 32, frame.key & 0xFFFFFFFF, self._arrived(f), frame.hits,
+                        <uint32_t>(now - frame.seen), frame.pins, "ready" if frame.state == READY else "filling",
+                    ))
+        finally:
+            self.live -= 1
+            if self.closed and self.live == 0:
+                self.release()
         return found
 
     cdef int64_t _arrived(self, int32_t f) noexcept nogil:
@@ -291,19 +310,19 @@ cdef class FrameStore(Arena):
         S3-FIFO's second chances are not simulated.
         """
         self.require_open()
-        cdef list found = []
+        cdef list keys = []   # ints first: making tuples may run the garbage collector, and with it anything
         cdef int32_t f = self.queues[Q_COLD].head
         cdef int q
         while f != NOWHERE:
-            found.append((self.frames[f].key >> 32, self.frames[f].key & 0xFFFFFFFF))
+            keys.append(self.frames[f].key)
             f = self.links[f].next
         for q in (Q_SMALL, Q_MAIN):
             f = self.queues[q].tail
             while f != NOWHERE:
                 if self.frames[f].state == READY:
-                    found.append((self.frames[f].key >> 32, self.frames[f].key & 0xFFFFFFFF))
+                    keys.append(self.frames[f].key)
                 f = self.links[f].prev
-        return found
+        return [(key >> 32, key & 0xFFFFFFFF) for key in keys]
 
     def check(self):
         """Audit every invariant; raises AssertionError naming the first that does not hold. Cost: O(frames)."""
@@ -354,14 +373,23 @@ cdef class Fill:
     cdef FrameStore store
     cdef int32_t frame
     cdef uint64_t key
+    cdef uint32_t epoch
     cdef int exports
     cdef bint done
+
+    def __cinit__(self):
+        self.frame = NOWHERE
+        self.done = True      # until begin() gives it a frame
 
     def __init__(self):
         raise TypeError("a Fill comes from FrameStore.begin()")
 
+    cdef bint over(self) noexcept:
+        """Committed, aborted or abandoned. While it is none of these, its pin keeps the arena alive."""
+        return self.done or self.store.frames == NULL or self.store.frames[self.frame].epoch != self.epoch
+
     def __getbuffer__(self, Py_buffer* view, int flags):
-        if self.done or self.store.arena == NULL:
+        if self.over():
             raise BufferError("this fill is over")
         PyBuffer_FillInfo(
             view, self, self.store.arena + (<uint64_t>self.frame << self.store.shift),
@@ -373,13 +401,13 @@ cdef class Fill:
         self.exports -= 1
 
     def __len__(self):
-        return 0 if self.done else self.store.frames[self.frame].used
+        return 0 if self.over() else self.store.frames[self.frame].used
 
     def landed(self, uint64_t begin, uint64_t end):
         """Bytes [begin, end) of the part are written; blocks they cover whole become readable."""
         cdef Frame* frame
         cdef uint64_t block, first, last, mask
-        if self.done:
+        if self.over():
             raise ClosedError("this fill is over")
         frame = &self.store.frames[self.frame]
         if begin > end or end > frame.used:
@@ -393,7 +421,7 @@ cdef class Fill:
 
     def shrink(self, uint32_t nbytes):
         """The part turned out to be shorter: the chunk ends inside it."""
-        if self.done:
+        if self.over():
             raise ClosedError("this fill is over")
         if not 0 < nbytes <= self.store.frames[self.frame].used:
             raise ConfigError(f"a part of {self.store.frames[self.frame].used} bytes cannot shrink to {nbytes}")
@@ -410,7 +438,7 @@ cdef class Fill:
         """
         cdef Frame* frame
         cdef uint64_t blocks, mask, block
-        if self.done:
+        if self.over():
             raise ClosedError("this fill is over")
         if self.store.closed:
             raise ClosedError("the frame store was closed while it was filled")
@@ -427,28 +455,19 @@ cdef class Fill:
 
     def abort(self):
         """Give the part up: others may fetch it anew at once. Nothing after :meth:`commit`."""
-        if self.done:
-            return
+        if not self.over():
+            self.store.give_up(self.frame)
         self.done = True
-        if self.store.frames != NULL and self.store.frames[self.frame].key == self.key:
-            self.store.slot_remove(self.key)
-            self.store.frames[self.frame].key = NO_KEY
 
     def __dealloc__(self):
-        # Buffers hold a reference to the fill, so nobody can write any more.
+        # Buffers hold a reference to the fill, so nobody can write any more. Leases may still look at what
+        # had landed: the frame is free again with the last of them.
         cdef FrameStore store = self.store
-        if store is None or store.frames == NULL:
+        if store is None or store.frames == NULL or store.frames[self.frame].epoch != self.epoch:
             return
-        cdef Frame* frame = &store.frames[self.frame]
-        if frame.state == FILLING:
-            frame.pins -= 1
-            store.live -= 1
-            if not store.closed:
-                store.discard(self.frame, False)
-            elif store.live == 0:
-                store.release()
-        else:
-            unpin(store, self.frame)
+        store.give_up(self.frame)
+        store.frames[self.frame].fill = 0
+        unpin(store, self.frame)
 
     def __repr__(self):
         return f"<Fill of chunk {self.key >> 32}, part {self.key & 0xFFFFFFFF}>"
@@ -467,6 +486,9 @@ cdef class Lease:
     Threads: may be used and dropped in any thread. Fork: the child's copy is its own. Pickling: refused
     (take ``bytes(lease)``).
     """
+
+    def __cinit__(self):
+        self.frame = NOWHERE
 
     def __init__(self):
         raise TypeError("a Lease comes from StreamingDataset.view() or FrameStore.lease()")

@@ -6,17 +6,16 @@ value with a weight and evicts by recency; a hit is one call. Neither does any I
 makes every call atomic as seen from other threads.
 """
 
-from cpython.dict cimport PyDict_GetItemWithError
 from cpython.list cimport PyList_GET_ITEM
-from cpython.object cimport PyObject
-from cpython.long cimport PyLong_AsLong
-from libc.stdint cimport int32_t, int64_t, uint32_t
-from libc.stdlib cimport free, malloc, realloc
+from cpython.object cimport Py_EQ, PyObject_RichCompareBool
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
 
 from lazystore.errors import ConfigError
 
-cdef extern from "Python.h":
-    long PyLong_AsLong(object) except? -1
+cdef enum:
+    USED_SLOTS = 0
+    FREE_SLOTS = 1
 
 
 cdef class RecencyLists:
@@ -86,7 +85,7 @@ cdef class RecencyLists:
         self._check(entry, 0)
         return self.links[entry].queue
 
-    def candidate(self, int32_t queue, const unsigned char[::1] pinned):
+    def candidate(self, int32_t queue, const unsigned char[::1] pinned not None):
         """The entry nearest the old end of ``queue`` whose ``pinned`` byte is zero, or -1.
 
         Cost: O(pinned entries passed by).
@@ -132,21 +131,22 @@ cdef class LruMap:
     Parameters:
         max_weight: upper bound of the sum of weights, in the caller's unit (bytes, say).
 
-    A hit costs one call: a dict probe and two link updates. :meth:`put` hands evicted
-    pairs back instead of calling anybody, so a callback can never run inside.
+    A hit costs one call: a probe of a table of C ints and two link updates. :meth:`put` hands
+    evicted pairs back instead of calling anybody, so a callback can never run inside.
 
-    Threads: each call is atomic under the GIL as far as the keys' ``__hash__`` and
-    ``__eq__`` are plain C code; keys with Python-level ones are allowed, and the map stays
-    consistent if they re-enter it. Fork: copied. Pickling: refused.
+    Threads: each call is atomic under the GIL as far as the keys' ``__hash__`` and ``__eq__`` are plain
+    C code. Python-level ones, and finalizers of keys and values, may call the map again: lookups then start
+    over, and every change is made whole before such code can run. Fork: copied. Pickling: refused.
     """
 
-    cdef dict slots            # key -> slot number
     cdef list keys_            # slot -> key
     cdef list values_          # slot -> value
-    cdef list unused           # slots free for use
-    cdef Link* links
-    cdef Queue queue
-    cdef int32_t capacity
+    cdef Link* links           # slot -> place in the queue of used or of free slots
+    cdef Py_hash_t* hashes     # slot -> hash of its key
+    cdef int32_t* table        # open addressing: hash -> slot + 1, twice as long as there are slots
+    cdef Queue queues[2]
+    cdef int32_t capacity      # slots; a power of two, or 0
+    cdef uint64_t version      # of the table: a lookup that let others run compares it
     cdef readonly int64_t max_weight
     cdef readonly int64_t hits
     cdef readonly int64_t misses
@@ -156,45 +156,121 @@ cdef class LruMap:
         if max_weight < 1:
             raise ConfigError(f"max_weight={max_weight} must be at least 1")
         self.max_weight = max_weight
-        self.capacity = 0
-        self.links = NULL
-        self.slots = {}
         self.keys_ = []
         self.values_ = []
-        self.unused = []
-        queues_clear(NULL, 0, &self.queue, 1)
+        queues_clear(NULL, 0, self.queues, 2)
 
     def __dealloc__(self):
         free(self.links)
+        free(self.hashes)
+        free(self.table)
 
-    cdef int _grow(self) except -1:
-        """Double the slots; links move, numbers do not."""
-        cdef int32_t capacity = 64 if self.capacity == 0 else self.capacity * 2
+    # -- the table: nothing here but find() runs Python code ----------------------------
+
+    cdef inline uint32_t home(self, Py_hash_t hashed) noexcept:
+        return <uint32_t>((<uint64_t>hashed * <uint64_t>0x9E3779B97F4A7C15ULL) >> 32) & (2 * self.capacity - 1)
+
+    cdef int32_t find(self, key, Py_hash_t hashed) except -2:
+        """The slot of a key, or NOWHERE. A comparison may run anything; if it changed the table, start over."""
+        cdef uint32_t s
         cdef int32_t slot
+        cdef uint64_t version
+        while True:
+            known = None   # the last key of a lookup that was overtaken: dropping it may run something, too
+            version = self.version
+            s = self.home(hashed)
+            while version == self.version:
+                slot = self.table[s] - 1 if self.capacity else NOWHERE
+                if slot == NOWHERE:
+                    return NOWHERE
+                if self.hashes[slot] == hashed:
+                    known = <object>PyList_GET_ITEM(self.keys_, slot)
+                    if known is key:
+                        return slot
+                    if PyObject_RichCompareBool(known, key, Py_EQ) and version == self.version:
+                        return slot
+                s = (s + 1) & (2 * self.capacity - 1)
+
+    cdef void table_insert(self, int32_t slot) noexcept:
+        cdef uint32_t s = self.home(self.hashes[slot])
+        while self.table[s]:
+            s = (s + 1) & (2 * self.capacity - 1)
+        self.table[s] = slot + 1
+        self.version += 1
+
+    cdef void table_remove(self, int32_t slot) noexcept:
+        """Backward-shift deletion, by number: no key is compared."""
+        cdef uint32_t mask = 2 * self.capacity - 1
+        cdef uint32_t s = self.home(self.hashes[slot])
+        cdef uint32_t hole
+        while self.table[s] != slot + 1:
+            s = (s + 1) & mask
+        hole = s
+        while True:
+            s = (s + 1) & mask
+            if not self.table[s]:
+                break
+            if ((s - self.home(self.hashes[self.table[s] - 1])) & mask) >= ((s - hole) & mask):
+                self.table[hole] = self.table[s]
+                hole = s
+        self.table[hole] = 0
+        self.version += 1
+
+    cdef int grow(self) except -1:
+        """Double the slots; numbers stay."""
+        cdef int32_t before = self.capacity, slot
+        cdef int32_t capacity = 64 if before == 0 else before * 2
+        cdef list blank = [None] * (capacity - before)
+        if self.capacity != before:
+            return 0      # making a list may run the garbage collector, and that the map
+        cdef int32_t* table = <int32_t*>calloc(2 * <size_t>capacity, sizeof(int32_t))
         cdef Link* links = <Link*>realloc(self.links, sizeof(Link) * capacity)
-        if links == NULL:
+        if links != NULL:
+            self.links = links
+        cdef Py_hash_t* hashes = <Py_hash_t*>realloc(self.hashes, sizeof(Py_hash_t) * capacity)
+        if hashes != NULL:
+            self.hashes = hashes
+        if table == NULL or links == NULL or hashes == NULL:
+            free(table)
             raise MemoryError(f"no memory for {capacity} map entries")
-        self.links = links
-        for slot in range(capacity - 1, self.capacity - 1, -1):
-            links[slot].queue = NOWHERE
-            links[slot].prev = NOWHERE
-            links[slot].next = NOWHERE
-            links[slot].weight = 0
-            self.unused.append(slot)
-        self.keys_.extend([None] * (capacity - self.capacity))
-        self.values_.extend([None] * (capacity - self.capacity))
+        self.keys_.extend(blank)
+        self.values_.extend(blank)
+        free(self.table)
+        self.table = table
         self.capacity = capacity
+        self.version += 1
+        for slot in range(before, capacity):
+            links[slot].queue = NOWHERE
+            links[slot].weight = 0
+            queue_push_back(links, self.queues, FREE_SLOTS, slot)
+        slot = self.queues[USED_SLOTS].head
+        while slot != NOWHERE:
+            self.table_insert(slot)
+            slot = links[slot].next
         return 0
+
+    cdef int take(self, int32_t slot, list keys, list values) except -1:
+        """Move an entry out of the map into the two lists, which keep it alive until the map is whole."""
+        keys.append(self.keys_[slot])
+        values.append(self.values_[slot])
+        self.table_remove(slot)
+        queue_remove(self.links, self.queues, slot)
+        self.links[slot].weight = 0
+        queue_push_front(self.links, self.queues, FREE_SLOTS, slot)
+        self.keys_[slot] = None
+        self.values_[slot] = None
+        return 0
+
+    # -- the mapping --------------------------------------------------------------------
 
     def get(self, key, default=None):
         """The value of ``key``, made most recent; ``default`` when it is not there."""
-        cdef PyObject* found = PyDict_GetItemWithError(self.slots, key)
-        if found == NULL:
+        cdef int32_t slot = self.find(key, hash(key))
+        if slot == NOWHERE:
             self.misses += 1
             return default
-        cdef int32_t slot = <int32_t>PyLong_AsLong(<object>found)
         self.hits += 1
-        queue_push_front(self.links, &self.queue, 0, slot)
+        queue_push_front(self.links, self.queues, USED_SLOTS, slot)
         return <object>PyList_GET_ITEM(self.values_, slot)
 
     def put(self, key, value, int64_t weight=1):
@@ -207,36 +283,32 @@ cdef class LruMap:
         """
         if not 0 <= weight <= 0xFFFFFFFF:
             raise ConfigError(f"weight={weight} must be in 0..2**32-1")
-        cdef list evicted = []
-        if key in self.slots:
-            self.pop(key)
+        cdef Py_hash_t hashed = hash(key)
+        cdef list keys = [], values = [], old_key = [], old_value = []
+        cdef int32_t slot
+        while True:
+            if not self.queues[FREE_SLOTS].count:
+                self.grow()
+            slot = self.find(key, hashed)
+            if self.queues[FREE_SLOTS].count:
+                break
+        # From here to the end of the changes no Python code runs.
+        if slot != NOWHERE:
+            self.take(slot, old_key, old_value)
         if weight > self.max_weight:
             return [(key, value)]
-        while self.queue.weight + weight > self.max_weight and self.queue.tail != NOWHERE:
-            evicted.append(self._evict(self.queue.tail))
-        if not self.unused:
-            self._grow()
-        cdef int32_t slot = self.unused.pop()
-        self.slots[key] = slot
+        while self.queues[USED_SLOTS].weight + weight > self.max_weight:
+            self.evictions += 1
+            self.take(self.queues[USED_SLOTS].tail, keys, values)
+        slot = self.queues[FREE_SLOTS].head
+        queue_remove(self.links, self.queues, slot)
         self.keys_[slot] = key
         self.values_[slot] = value
+        self.hashes[slot] = hashed
         self.links[slot].weight = <uint32_t>weight
-        queue_push_front(self.links, &self.queue, 0, slot)
-        return evicted
-
-    cdef tuple _evict(self, int32_t slot):
-        self.evictions += 1
-        return self._take(slot)
-
-    cdef tuple _take(self, int32_t slot):
-        """Unlink a slot first, so that a re-entrant call meets a consistent map."""
-        cdef tuple pair = (self.keys_[slot], self.values_[slot])
-        queue_remove(self.links, &self.queue, slot)
-        self.keys_[slot] = None
-        self.values_[slot] = None
-        self.slots.pop(pair[0])
-        self.unused.append(slot)
-        return pair
+        queue_push_front(self.links, self.queues, USED_SLOTS, slot)
+        self.table_insert(slot)
+        return list(zip(keys, values))
 
     def pop(self, key):
         """Remove ``key`` and return its value.
@@ -244,23 +316,33 @@ cdef class LruMap:
         Raises:
             KeyError: it is not there.
         """
-        return self._take(self.slots[key])[1]
+        cdef list keys = [], values = []
+        cdef int32_t slot = self.find(key, hash(key))
+        if slot == NOWHERE:
+            raise KeyError(key)
+        self.take(slot, keys, values)
+        return values[0]
 
     def clear(self):
         """Forget everything; counters stay."""
-        self.slots = {}
-        self.keys_ = []
-        self.values_ = []
-        self.unused = []
+        cdef list keys = [], values = []
+        # The old lists live until the map is empty and whole: dropping entries may run anything.
+        keys, self.keys_ = self.keys_, keys
+        values, self.values_ = self.values_, values
         self.capacity = 0
+        self.version += 1
         free(self.links)
+        free(self.hashes)
+        free(self.table)
         self.links = NULL
-        queues_clear(NULL, 0, &self.queue, 1)
+        self.hashes = NULL
+        self.table = NULL
+        queues_clear(NULL, 0, self.queues, 2)
 
     def keys(self):
         """Keys from the most to the least recently used; a list, cost O(n)."""
         cdef list found = []
-        cdef int32_t slot = self.queue.head
+        cdef int32_t slot = self.queues[USED_SLOTS].head
         while slot != NOWHERE:
             found.append(self.keys_[slot])
             slot = self.links[slot].next
@@ -269,16 +351,16 @@ cdef class LruMap:
     @property
     def weight(self):
         """Sum of the weights held."""
-        return self.queue.weight
+        return self.queues[USED_SLOTS].weight
 
     def __contains__(self, key):
-        return key in self.slots
+        return self.find(key, hash(key)) != NOWHERE
 
     def __len__(self):
-        return len(self.slots)
+        return self.queues[USED_SLOTS].count
 
     def __reduce__(self):
         raise TypeError("LruMap holds live entries and cannot be pickled")
 
     def __repr__(self):
-        return f"<LruMap {len(self.slots)} keys, weight {self.queue.weight} of {self.max_weight}>"
+        return f"<LruMap {len(self)} keys, weight {self.weight} of {self.max_weight}>"

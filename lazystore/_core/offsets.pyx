@@ -15,7 +15,8 @@ from lazystore.errors import ConfigError, FormatError, ItemIndexError
 
 
 def check_offsets(
-    const unsigned char[::1] entries, *, int width=4, uint64_t lowest=0, uint64_t highest, long long first=0
+    const unsigned char[::1] entries not None,
+    *, int width=4, uint64_t lowest=0, uint64_t highest, long long first=0
 ):
     """Check a run of table entries and return the last one.
 
@@ -46,15 +47,17 @@ def check_offsets(
     raise FormatError(f"offset {first + bad} is {value}, it goes backwards")
 
 
-def leaf_sizes(const unsigned char[::1] item, int n_leaves):
+def leaf_sizes(const unsigned char[::1] item not None, int n_leaves):
     """The leaf sizes in bytes that stand before the leaves of an item (``u32 size[n_leaves] | leaves``).
 
     Raises:
         FormatError: the sizes do not add up to the item.
     """
-    cdef Py_ssize_t total = 4 * n_leaves
+    if n_leaves < 0:
+        raise ConfigError(f"n_leaves={n_leaves} must not be negative")
+    cdef Py_ssize_t total = 4 * <Py_ssize_t>n_leaves
     cdef list sizes = []
-    cdef int k
+    cdef Py_ssize_t k
     cdef uint32_t size
     if item.shape[0] < total:
         raise FormatError(f"an item of {item.shape[0]} bytes cannot hold {n_leaves} leaf sizes")
@@ -72,7 +75,7 @@ cdef class OffsetTable:
 
     Parameters:
         buffers: the table's entries, in order. All buffers but the last have the same
-            length, a multiple of ``width``.
+            length, a multiple of ``width``; the last may be shorter.
         width: bytes an entry, 4 or 8.
         lowest: smallest legal first offset.
         highest: largest legal offset, the length of the chunk in bytes.
@@ -107,8 +110,8 @@ cdef class OffsetTable:
             self.n_views = k + 1
             if self.views[k].len % width or self.views[k].len == 0:
                 raise ConfigError(f"buffer {k} of {self.views[k].len} bytes does not hold whole {width}-byte offsets")
-            if k < len(held) - 1 and self.views[k].len != self.views[0].len:
-                raise ConfigError("all buffers of a table but the last must have one length")
+            if self.views[k].len > self.views[0].len or (k < len(held) - 1 and self.views[k].len != self.views[0].len):
+                raise ConfigError("all buffers of a table must have one length, but that the last may be shorter")
             lowest = check_offsets(held[k], width=width, lowest=lowest, highest=highest, first=entries)
             entries += self.views[k].len // width
         self.per_view = self.views[0].len // width

@@ -13,7 +13,7 @@ Frames are pinned while a decode runs (it may run Python code), and never betwee
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.number cimport PyNumber_Index
+from cpython.number cimport PyNumber_AsSsize_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -23,10 +23,6 @@ from lazystore._core.decode cimport DecodePlan
 from lazystore._core.frames cimport FrameStore, Lease, lease_bytes, lease_frame
 from lazystore._core.offsets cimport load_offset
 from lazystore.errors import ClosedError, ConfigError, FormatError, ItemIndexError
-
-cdef extern from "Python.h":
-    int PyLong_CheckExact(object) noexcept
-    Py_ssize_t PyLong_AsSsize_t(object) except? -1
 
 cdef enum Found:
     FOUND        # contiguous, in frame f (or in no frame when empty)
@@ -64,6 +60,8 @@ cdef extern from *:
 
 #: Entries of an offset table in one block (a piece): the pair of any item lies in one block.
 TABLE_BLOCK = 1024
+cdef uint64_t MAX_ITEMS = <uint64_t>1 << 62
+cdef uint64_t NO_KEY = <uint64_t>0xFFFFFFFFFFFFFFFFULL
 cdef int BLOCK_ENTRIES = 1024
 
 
@@ -116,14 +114,22 @@ cdef class Reader:
         self.width = width
         self.stride = stride
         self.n_chunks = len(counts)
+        if self.n_chunks >> 30:
+            raise ConfigError(f"{self.n_chunks} chunks are more than 2**30")
         self.starts = <uint64_t*>calloc(self.n_chunks + 1, 8)
         self.lengths = <uint64_t*>calloc(max(self.n_chunks, 1), 8)
         self.bases = <uint64_t*>calloc(max(self.n_chunks, 1), 8)
         if not (self.starts and self.lengths and self.bases):
             raise MemoryError(f"no memory for {self.n_chunks} chunks")
-        for k, count in enumerate(counts):
+        k = 0
+        for count in counts:
+            if k == self.n_chunks or <uint64_t>count > MAX_ITEMS - total:
+                raise ConfigError(f"counts of {self.n_chunks} chunks changed meanwhile, or add up to more than 2**62 items")
             total += <uint64_t>count
-            self.starts[k + 1] = total
+            k += 1
+            self.starts[k] = total
+        if k < self.n_chunks:
+            raise ConfigError(f"counts has {k} entries, {self.n_chunks} were announced")
 
     def __dealloc__(self):
         free(self.starts)
@@ -183,7 +189,7 @@ cdef class Reader:
 
     cdef uint64_t normal(self, object index) except? 0xFFFFFFFFFFFFFFFF:
         """A valid item number from an int-like, negative ones counted from the end."""
-        cdef Py_ssize_t i = PyLong_AsSsize_t(index if PyLong_CheckExact(index) else PyNumber_Index(index))
+        cdef Py_ssize_t i = PyNumber_AsSsize_t(index, ItemIndexError)
         cdef int64_t total = <int64_t>self.starts[self.n_chunks]
         if i < 0:
             i += total
@@ -221,7 +227,8 @@ cdef class Reader:
         if self.stride:
             begin[0] = self.bases[chunk] + i * self.stride
             end[0] = begin[0] + self.stride
-            return FOUND if end[0] <= limit else CORRUPT
+            # Divided, not multiplied: nothing can wrap.
+            return FOUND if i < (limit - self.bases[chunk]) // <uint64_t>self.stride else CORRUPT
         first = self.table_entry(chunk, i, table)
         second = self.table_entry(chunk, i + 1, table)
         if first == NULL or second == NULL:
@@ -237,7 +244,8 @@ cdef class Reader:
         return FOUND
 
     cdef Found locate(
-        self, int64_t chunk, uint64_t i, uint64_t* begin, uint64_t* end, const uint8_t** p, int32_t* frame
+        self, int64_t chunk, uint64_t i, bint scan,
+        uint64_t* begin, uint64_t* end, const uint8_t** p, int32_t* frame,
     ) noexcept:
         """Find item i among resident frames and pieces; on FOUND ``p`` points at it, in ``frame`` (-1: in none)."""
         cdef FrameStore store = self.store
@@ -252,7 +260,7 @@ cdef class Reader:
             frame[0] = -1
             return FOUND
         if table >= 0:
-            store.touch(table)
+            self.note(table, scan)
         if begin[0] >> store.shift == (end[0] - 1) >> store.shift:
             inside = begin[0] & (store.frame_bytes - 1)
             frame[0] = store.find(part_key(chunk, begin[0] >> store.shift))
@@ -263,6 +271,13 @@ cdef class Reader:
             return STRADDLES
         p[0] = store.find_piece(ITEM_PIECE, chunk, i, &length, frame)
         return FOUND if p[0] != NULL and length == end[0] - begin[0] else MISSING
+
+    cdef void note(self, int32_t frame, bint scan) noexcept:
+        """An access: a scan's only counts, any other makes the frame recent and takes it out of the scan's hands."""
+        if scan:
+            self.store.hit(frame)
+        else:
+            self.store.touch(frame)
 
     cdef bint resident(self, int64_t chunk, uint64_t begin, uint64_t end) noexcept:
         cdef FrameStore store = self.store
@@ -276,7 +291,7 @@ cdef class Reader:
             begin = base + store.frame_bytes
         return True
 
-    cdef bytes gather(self, int64_t chunk, uint64_t begin, uint64_t end):
+    cdef bytes gather(self, int64_t chunk, uint64_t begin, uint64_t end, bint scan):
         """Bytes that lie across resident frames, copied together."""
         # Allocating bytes runs no Python code, so what was resident a moment ago still is.
         cdef FrameStore store = self.store
@@ -288,7 +303,7 @@ cdef class Reader:
             inside = begin & (store.frame_bytes - 1)
             n = min(end - begin, store.frame_bytes - inside)
             f = store.find(part_key(chunk, begin >> store.shift))
-            store.touch(f)
+            self.note(f, scan)
             memcpy(to, store.arena + (<uint64_t>f << store.shift) + inside, n)
             to += n
             begin += n
@@ -337,16 +352,16 @@ cdef class Reader:
         cdef int32_t frame = -1
         cdef Found found
         self.store.require_open()
-        found = self.locate(chunk, i, &begin, &end, &p, &frame)
+        found = self.locate(chunk, i, scan, &begin, &end, &p, &frame)
         try:
             if found == FOUND:
                 self.hits += 1
-                if frame >= 0 and not scan:
-                    self.store.touch(frame)
+                if frame >= 0:
+                    self.note(frame, scan)
                 return self.decode_at(p, end - begin, frame)
             if found == STRADDLES:
                 self.hits += 1
-                return self.decode_buffer(self.gather(chunk, begin, end))
+                return self.decode_buffer(self.gather(chunk, begin, end, scan))
             if found == MISSING:
                 self.misses += 1
                 buffer = self.loader.item(chunk, i, scan)
@@ -410,7 +425,8 @@ cdef class Reader:
                 i = self.normal(wanted[k])
                 chunk = self.chunk_of(i)
                 i -= self.starts[chunk]
-                where = self.locate(chunk, i, &begin, &end, &p, &frame)
+                self.store.require_open()   # an __index__, or decoding, may have run Python code that closed it
+                where = self.locate(chunk, i, False, &begin, &end, &p, &frame)
                 if where == FOUND:
                     if frame >= 0:
                         self.store.touch(frame)
@@ -424,8 +440,7 @@ cdef class Reader:
                     places.append(k)
                 elif where == STRADDLES:
                     self.hits += 1
-                    found[k] = self.decode_buffer(self.gather(chunk, begin, end))
-                    self.store.require_open()   # decoding may have run Python code that closed it
+                    found[k] = self.decode_buffer(self.gather(chunk, begin, end, False))
                 else:
                     raise self.corrupt(chunk, i, begin, end)
             while done < count:
@@ -450,7 +465,7 @@ cdef class Reader:
         cdef int32_t frame = -1
         cdef Found found
         self.store.require_open()
-        found = self.locate(chunk, i, &begin, &end, &p, &frame)
+        found = self.locate(chunk, i, False, &begin, &end, &p, &frame)
         if found == CORRUPT:
             raise self.corrupt(chunk, i, begin, end)
         if found == MISSING:
@@ -462,7 +477,7 @@ cdef class Reader:
             return buffer if isinstance(buffer, Lease) else lease_bytes(bytes(buffer))
         self.hits += 1
         if found == STRADDLES:
-            return lease_bytes(self.gather(chunk, begin, end))
+            return lease_bytes(self.gather(chunk, begin, end, False))
         if frame < 0:
             return lease_bytes(b"")
         self.store.touch(frame)
@@ -488,20 +503,22 @@ cdef class Reader:
         iterator.index = start
         iterator.stop = stop
         iterator.body = -1
+        iterator.body_key = NO_KEY
         iterator.table = -1
+        iterator.table_key = NO_KEY
         iterator.chunk = -1
         return iterator
 
     # -- looking ------------------------------------------------------------------------
 
     def is_resident(self, index):
-        """Whether an item can be had without I/O. Counts as no access but may reorder LRU."""
+        """Whether an item can be had without I/O. Changes no recency."""
         cdef uint64_t i = self.normal(index), begin = 0, end = 0
         cdef int64_t chunk = self.chunk_of(i)
         cdef const uint8_t* p = NULL
         cdef int32_t frame = -1
         self.store.require_open()
-        return self.locate(chunk, i - self.starts[chunk], &begin, &end, &p, &frame) in (FOUND, STRADDLES)
+        return self.locate(chunk, i - self.starts[chunk], True, &begin, &end, &p, &frame) in (FOUND, STRADDLES)
 
     def resident_span(self, int64_t chunk, uint64_t i):
         """``(begin, end)`` of item i of a chunk from resident offsets.
@@ -513,6 +530,8 @@ cdef class Reader:
         cdef uint64_t begin = 0, end = 0
         cdef int32_t table
         self._check_chunk(chunk)
+        if i >= self.starts[chunk + 1] - self.starts[chunk]:
+            raise ItemIndexError(f"item {i} is not in chunk {chunk} of {self.starts[chunk + 1] - self.starts[chunk]} items")
         self.store.require_open()
         cdef Found found = self.span(chunk, i, &begin, &end, &table)
         if found == MISSING:
@@ -565,12 +584,29 @@ cdef class ItemIterator:
     cdef int32_t table           # frame of the next table entry, likewise
     cdef uint64_t table_key
     cdef bint primed
+    cdef bint running
+
+    def __init__(self):
+        raise TypeError("an ItemIterator comes from Reader.iterate()")
 
     def __iter__(self):
         return self
 
     def __next__(self):
+        # Decoding may call the user's code, and that this iterator: its place must not move under it.
+        if self.running:
+            raise ValueError("this iterator is already running: it was asked for an item while it decodes one")
+        self.running = True
+        try:
+            item = self.advance()
+        finally:
+            self.running = False
+        return item if self.reader.transform is None else self.reader.transform(item)
+
+    cdef object advance(self):
         cdef Reader reader = self.reader
+        if reader is None:
+            raise StopIteration
         cdef FrameStore store = reader.store
         cdef uint64_t pos, end
         if self.index >= self.stop:
@@ -607,7 +643,7 @@ cdef class ItemIterator:
         self.index += 1
         if self.index >= self.chunk_stop:
             self.primed = False
-        return item if reader.transform is None else reader.transform(item)
+        return item
 
     cdef object slow(self):
         """One item by the general path, then remember where the next ones are."""
@@ -619,7 +655,7 @@ cdef class ItemIterator:
             raise ClosedError("the dataset was closed while it was read")
         self.index += 1
         self.prime()
-        return item if reader.transform is None else reader.transform(item)
+        return item
 
     cdef void prime(self) noexcept:
         """Set the fast path up for item ``index``, if it is in the same chunk and resident; and tell the
@@ -670,17 +706,19 @@ cdef class ItemIterator:
         if self.body >= 0 and self.body_key != new_key and self.body_key != self.table_key:
             self.reader.store.passed(self.body, self.body_key)
         self.body = -1
+        self.body_key = NO_KEY
 
     cdef void pass_table(self) noexcept:
         if self.table >= 0 and self.table_key != self.body_key:
             self.reader.store.passed(self.table, self.table_key)
         self.table = -1
-        self.table_key = 0
+        self.table_key = NO_KEY
 
     cdef finish(self):
+        # The table first: a part that holds both is then the body's to pass.
         if not self.reader.store.closed:
-            self.pass_body(0xFFFFFFFFFFFFFFFF)
             self.pass_table()
+            self.pass_body(NO_KEY)
 
     def __length_hint__(self):
         return max(self.stop - self.index, 0)

@@ -198,6 +198,7 @@ class ChunkMemory:
     def _from_frames(self, chunk: int, i: int, scan: bool, deadline: Deadline) -> Buffer:
         """Bring the frames of an item in and take its bytes out; the fills pin them until then."""
         held: list[Fill] = []
+        full: ArenaFullError | None = None
         while True:
             need = self._parts_needed(chunk, i, deadline)
             if not need:
@@ -210,6 +211,8 @@ class ChunkMemory:
                     f"{self.place(chunk, i)} spans {len(need)} frames, the budget holds {self.store.n_frames}"
                 )
             if deadline.passed():
+                if full is not None:
+                    raise full
                 raise FetchTimeoutError(
                     f"{self.place(chunk, i)} was not resident after {deadline.timeout:g} s; "
                     "the storage is too slow, or other threads keep every frame busy",
@@ -217,10 +220,12 @@ class ChunkMemory:
                 )  # fmt: skip
             try:
                 held += self._fill(chunk, need, scan, deadline)
-            except ArenaFullError:
+                full = None
+            except ArenaFullError as error:
                 # Frames others are filling come free by themselves; pinned ones are somebody's to release.
-                if deadline.passed() or (self._fallback and not self.store.filling):
+                if self._fallback and not self.store.filling:
                     raise
+                full = error
                 self._arrivals.wait(deadline)
 
     def _parts_needed(self, chunk: int, i: int, deadline: Deadline) -> list[int]:
