@@ -67,6 +67,7 @@ cdef class Arena:
     cdef int64_t live            # pins of all frames together
     cdef int policy
     cdef bint closed
+    cdef public str name         # what ClosedError calls it
     cdef readonly int shift      # log2 of frame_bytes
     cdef readonly int64_t frame_bytes
     cdef readonly int32_t n_frames

@@ -68,9 +68,9 @@ cdef uint64_t power_of_two(uint64_t n) noexcept nogil:
 
 
 def frame_size_for(int64_t max_bytes):
-    """Frame size in bytes for a budget: 1/64 of it, a power of two in 4 KiB .. 1 MiB."""
+    """Frame size in bytes for a budget: 1/32 of it or less, a power of two in 4 KiB .. 1 MiB."""
     cdef int64_t size = MIN_FRAME
-    while size * 2 * 64 <= max_bytes and size < MAX_FRAME:
+    while size * 2 * 32 <= max_bytes and size < MAX_FRAME:
         size *= 2
     return size
 
@@ -96,6 +96,7 @@ cdef class Arena:
             )
         cdef uint64_t n_slots = power_of_two(2 * n)
         self.max_bytes = max_bytes
+        self.name = ""
         self.frame_bytes = frame_bytes
         self.n_frames = <int32_t>n
         self.policy = _POLICIES[policy]
@@ -140,7 +141,7 @@ cdef class Arena:
 
     cdef int require_open(self) except -1:
         if self.closed:
-            raise ClosedError("the frame store is closed")
+            raise ClosedError(f"{self.name or 'the frame store'} is closed; open it again to read on")
         return 0
 
     # -- part table ---------------------------------------------------------------------

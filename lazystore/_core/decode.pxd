@@ -39,4 +39,5 @@ cdef class DecodePlan:
     cdef object leaf(self, Leaf* leaf, const uint8_t* p, Py_ssize_t n)
     cdef object decode(self, const uint8_t* p, Py_ssize_t n)
     cdef object decode_tree(self, const uint8_t* p, Py_ssize_t n)
+    cdef object build(self, list values)
     cdef object assemble(self, list values)

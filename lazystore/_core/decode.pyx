@@ -200,9 +200,20 @@ cdef class DecodePlan:
             at += size
         if at != n:
             raise self.size_error(n)
+        return self.build(values)
+
+    cdef object build(self, list values):
+        """The item out of its decoded leaves."""
+        cdef dict item
+        cdef int k
         if self.bare_leaf:
             return values[0]
-        return self.assemble(values)
+        if not self.flat_dict:
+            return self.assemble(values)
+        item = PyDict_New()
+        for k in range(self.n_leaves):
+            PyDict_SetItem(item, <object>self.leaves[k].key, values[k])
+        return item
 
     cdef object assemble(self, list values):
         """Run the tree program: leaves are pushed, containers take their children off the stack."""

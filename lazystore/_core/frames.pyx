@@ -175,8 +175,11 @@ cdef class FrameStore(Arena):
             return "absent"
         return "ready" if self.frames[f].state == READY else "filling"
 
-    def lease(self, uint64_t chunk, uint64_t begin, uint64_t end):
+    def lease(self, uint64_t chunk, uint64_t begin, uint64_t end, bint scan=False):
         """A lease on bytes [begin, end) of a chunk that lie in one frame.
+
+        Parameters:
+            scan: this is a scan's access: counted, but the frame may still leave once the scan has passed.
 
         Raises:
             KeyError: they have not arrived, or are not resident any more.
@@ -191,7 +194,10 @@ cdef class FrameStore(Arena):
         cdef int32_t f = self.find_part(chunk, begin >> self.shift)
         if f < 0 or not self.covers(f, begin - base, end - base):
             raise KeyError((chunk, begin, end))
-        self.touch(f)
+        if scan:
+            self.hit(f)
+        else:
+            self.touch(f)
         return lease_frame(self, f, self.arena + (<uint64_t>f << self.shift) + (begin - base), end - begin)
 
     def available(self, uint64_t chunk, uint64_t begin, uint64_t end):
@@ -265,7 +271,7 @@ cdef class FrameStore(Arena):
             "bytes_wasted": self.wasted,
             "frames_in_use": self.in_use,
             "pieces": self.n_pieces,
-            "used_bytes": self.in_use * self.frame_bytes + self.table_bytes,
+            "used_bytes": 0 if self.arena == NULL else self.in_use * self.frame_bytes + self.table_bytes,
             "peak_bytes": self.peak,
             "pins": self.live - (self.piece_frame != NOWHERE),
         }

@@ -19,7 +19,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from lazystore._core.arena cimport ITEM_PIECE, READY, TABLE_PIECE, part_key, pin, unpin
-from lazystore._core.decode cimport DecodePlan
+from lazystore._core.decode cimport OP_BYTES, DecodePlan, Leaf
 from lazystore._core.frames cimport FrameStore, Lease, lease_bytes, lease_frame
 from lazystore._core.offsets cimport load_offset
 from lazystore.errors import ClosedError, ConfigError, FormatError, ItemIndexError
@@ -63,6 +63,7 @@ TABLE_BLOCK = 1024
 cdef uint64_t MAX_ITEMS = <uint64_t>1 << 62
 cdef uint64_t NO_KEY = <uint64_t>0xFFFFFFFFFFFFFFFFULL
 cdef int BLOCK_ENTRIES = 1024
+cdef uint64_t ACROSS_BYTES = 4096    # shorter items that straddle are gathered whole
 
 
 cdef class Reader:
@@ -330,6 +331,49 @@ cdef class Reader:
         finally:
             PyBuffer_Release(&view)
 
+    cdef object decode_across(self, int64_t chunk, uint64_t begin, uint64_t end, bint scan):
+        """Decode an item that lies across resident frames: leaf by leaf, so that a long leaf is copied once."""
+        cdef FrameStore store = self.store
+        cdef DecodePlan plan = self.plan
+        cdef uint64_t at = begin + 4 * <uint64_t>plan.n_leaves
+        cdef uint64_t part, size
+        cdef int k
+        cdef bytes sizes
+        cdef list values = []
+        if plan.headless or end - begin < ACROSS_BYTES or at > end:
+            return self.decode_buffer(self.gather(chunk, begin, end, scan))
+        sizes = self.gather(chunk, begin, at, scan)
+        for part in range(begin >> store.shift, ((end - 1) >> store.shift) + 1):
+            pin(store, store.find(part_key(chunk, part)))
+        try:
+            for k in range(plan.n_leaves):
+                size = load_offset(<const uint8_t*>PyBytes_AS_STRING(sizes) + 4 * k, 4)
+                if size > end - at:
+                    raise plan.size_error(end - begin)
+                values.append(self.leaf_across(&plan.leaves[k], chunk, at, size))
+                at += size
+            if at != end:
+                raise plan.size_error(end - begin)
+            return plan.build(values)
+        finally:
+            # Pinned parts are still found; a store that was closed meanwhile lives until the last unpin.
+            for part in range(begin >> store.shift, ((end - 1) >> store.shift) + 1):
+                unpin(store, store.find(part_key(chunk, part)))
+
+    cdef object leaf_across(self, Leaf* leaf, int64_t chunk, uint64_t at, uint64_t size):
+        """One leaf of pinned frames: in place when one frame holds it, else from a copy."""
+        cdef FrameStore store = self.store
+        cdef uint64_t inside = at & (store.frame_bytes - 1)
+        cdef bytes data
+        cdef int32_t f
+        if size and inside + size <= <uint64_t>store.frame_bytes:
+            f = store.find(part_key(chunk, at >> store.shift))
+            return self.plan.leaf(leaf, store.arena + (<uint64_t>f << store.shift) + inside, size)
+        data = self.gather(chunk, at, at + size, True)
+        if leaf.op == OP_BYTES:
+            return data
+        return self.plan.leaf(leaf, <const uint8_t*>PyBytes_AS_STRING(data), size)
+
     cdef int fail(self, int64_t chunk, uint64_t i, object error) except -1:
         """Raise the same error with the place in front of it, unless it is there already."""
         cdef str place = self.loader.place(chunk, i)
@@ -361,7 +405,7 @@ cdef class Reader:
                 return self.decode_at(p, end - begin, frame)
             if found == STRADDLES:
                 self.hits += 1
-                return self.decode_buffer(self.gather(chunk, begin, end, scan))
+                return self.decode_across(chunk, begin, end, scan)
             if found == MISSING:
                 self.misses += 1
                 buffer = self.loader.item(chunk, i, scan)

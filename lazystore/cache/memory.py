@@ -80,6 +80,7 @@ class ChunkMemory:
     ) -> None:
         self.source = source
         self.store = store
+        store.name = f"the dataset {source.url}"
         self.timeout = timeout
         self.fallbacks = 0
         self._fallback = fallback
@@ -154,7 +155,7 @@ class ChunkMemory:
     def _again(self, chunk: int, i: int) -> Buffer:
         """An item of a batch through frames: an earlier one of the batch may have brought it."""
         try:
-            return self._take_out(chunk, i)
+            return self._take_out(chunk, i, False)
         except KeyError:
             return self.item(chunk, i, True)
 
@@ -164,7 +165,9 @@ class ChunkMemory:
         if self._compressed or (self.source.local and self._longer_than_frame(chunk)):
             return True
         part = self._expected_part(chunk, i)
-        return self._streams.follows(part) or self._rent.should_buy(part)
+        # An item that straddles the border of what a forward reader has is the first of what it wants next.
+        follows = self._streams.follows(part) or self._streams.follows(self._next_part(part))
+        return follows or self._rent.should_buy(part)
 
     def _expected_part(self, chunk: int, i: int) -> Part:
         """The part an item begins in, guessed from the mean item size when its offset is not resident."""
@@ -203,7 +206,7 @@ class ChunkMemory:
             need = self._parts_needed(chunk, i, deadline)
             if not need:
                 try:
-                    return self._take_out(chunk, i)
+                    return self._take_out(chunk, i, scan)
                 except KeyError:
                     continue  # evicted by another thread in between; the deadline bounds this
             if len(need) > self.store.n_frames // 2:
@@ -243,14 +246,14 @@ class ChunkMemory:
         parts = range(begin >> shift, ((end - 1) >> shift) + 1) if end > begin else range(0)
         return [part for part in parts if self.store.state(chunk, part) != "ready"]
 
-    def _take_out(self, chunk: int, i: int) -> Buffer:
+    def _take_out(self, chunk: int, i: int, scan: bool) -> Buffer:
         """A lease on a resident item, or a copy when it straddles frames; KeyError when it is not all there."""
         begin, end = self.reader.resident_span(chunk, i)
         frame = self.store.frame_bytes
         if begin == end or begin // frame == (end - 1) // frame:
-            return self.store.lease(chunk, begin, end)
+            return self.store.lease(chunk, begin, end, scan)
         cuts = [begin, *range((begin // frame + 1) * frame, end, frame), end]
-        return b"".join([self.store.lease(chunk, a, b) for a, b in itertools.pairwise(cuts)])
+        return b"".join([self.store.lease(chunk, a, b, scan) for a, b in itertools.pairwise(cuts)])
 
     def _fill(self, chunk: int, need: list[int], scan: bool, deadline: Deadline) -> list[Fill]:
         """Bring parts in, and for a forward reader the ones after them; returns fills that pin them."""

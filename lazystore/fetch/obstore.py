@@ -152,8 +152,9 @@ class ObstoreWire:
             first, last = answer.range
             landing.answered(first, last, _identity(answer.meta))
             await self._pour(answer, last - first, landing)
-        except self._base_error as error:
-            _translate(error)
+        except BaseException as error:
+            self._judge(error)
+            raise
 
     async def whole(self, name: str, limit: int, landing: Landing) -> None:
         try:
@@ -161,8 +162,9 @@ class ObstoreWire:
             identity = _identity(answer.meta)
             landing.answered(0, identity.size, identity)
             await self._pour(answer, identity.size, landing)
-        except self._base_error as error:
-            _translate(error)
+        except BaseException as error:
+            self._judge(error)
+            raise
 
     async def _pour(self, answer: Any, length: int, landing: Landing) -> None:
         landing.expect(min(length, PIECE))
@@ -176,8 +178,16 @@ class ObstoreWire:
     async def head(self, name: str) -> Identity:
         try:
             return _identity(await self._obstore.head_async(self._store, self._prefix + name))
-        except self._base_error as error:
+        except BaseException as error:
+            self._judge(error)
+            raise
+
+    def _judge(self, error: BaseException) -> None:
+        """Raise the WireError if the error is one of obstore's; a Rust panic is, but is no Exception."""
+        if isinstance(error, self._base_error):
             _translate(error)
+        if type(error).__name__ == "PanicException":
+            raise WireError(Verdict.FATAL, f"obstore failed internally: {error}") from error
 
     async def aclose(self) -> None:
         """Connections close with the store."""
@@ -324,6 +334,8 @@ def _plan_s3(bucket: str, prefix: str, left: dict[str, Any]) -> StorePlan:
     endpoint = left.pop("endpoint_url", None) or inner.pop("endpoint_url", None)
     inner.pop("endpoint_url", None)
     if endpoint:
+        if not str(endpoint).startswith(("http://", "https://")):
+            raise Unmappable(f"endpoint_url={endpoint!r} is not an http(s) URL")
         config["endpoint"] = endpoint
         if str(endpoint).startswith("http://"):
             client["allow_http"] = True

@@ -157,6 +157,5 @@ def _config_values(config: Any) -> dict[str, Any]:
 
 
 def _is_unsigned(signature: Any) -> bool:
-    # botocore.UNSIGNED is the only instance of a class of this name; so botocore need not be imported,
-    # and a copy of the marker that went through pickle counts as well.
+    # botocore.UNSIGNED is the only instance of a class of this name; so botocore need not be imported.
     return type(signature).__name__ == "UNSIGNED" or signature == "UNSIGNED"

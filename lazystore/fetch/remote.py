@@ -134,7 +134,10 @@ def _connect_other(url: str, settings: dict[str, Any], connections: int) -> Wire
         if fs.asynchronous:
             raise ConfigError("asynchronous=True is for use inside coroutines: leave it out of storage_options")
         return AsyncFsWire(fs, root, url)
-    return SyncFsWire(fs, root, url, min(connections, MAX_THREADS))
+    cached: Any = importlib.import_module("fsspec.implementations.cached")
+    # Two threads at fsspec's file caches see each other's half-written files.
+    alone = issubclass(type(fs), cached.CachingFileSystem)
+    return SyncFsWire(fs, root, url, 1 if alone else min(connections, MAX_THREADS))
 
 
 class _FsWire:
