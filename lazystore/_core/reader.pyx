@@ -1,8 +1,8 @@
 """From an item number to an object, over whatever is resident.
 
 :class:`Reader` knows where items begin (offset tables inside resident frames), and
-decodes in place. :class:`ItemIterator` is its ``__next__`` in C for scans. What is not
-resident is asked of the *loader*, an object one floor up that does the I/O:
+decodes in place. What is not resident is asked of the *loader*, an object one floor up
+that does the I/O:
 
     loader.item(chunk, i, scan) -> buffer with the bytes of item i (the loader keeps what it likes)
     loader.items([(chunk, i), ...]) -> iterator of (position in the list, buffer)
@@ -18,17 +18,11 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from lazystore._core.arena cimport ITEM_PIECE, READY, TABLE_PIECE, part_key, pin, unpin
+from lazystore._core.arena cimport ITEM_PIECE, TABLE_PIECE, part_key, pin, unpin
 from lazystore._core.decode cimport OP_BYTES, DecodePlan, Leaf
 from lazystore._core.frames cimport FrameStore, Lease, lease_bytes, lease_frame
 from lazystore._core.offsets cimport load_offset
-from lazystore.errors import ClosedError, ConfigError, FormatError, ItemIndexError
-
-cdef enum Found:
-    FOUND        # contiguous, in frame f (or in no frame when empty)
-    STRADDLES    # resident, across frames
-    MISSING
-    CORRUPT
+from lazystore.errors import ConfigError, FormatError, ItemIndexError
 
 cdef enum:
     SPOTS = 32   # items found before they are decoded; as many frames are pinned at most
@@ -61,7 +55,6 @@ cdef extern from *:
 #: Entries of an offset table in one block (a piece): the pair of any item lies in one block.
 TABLE_BLOCK = 1024
 cdef uint64_t MAX_ITEMS = <uint64_t>1 << 62
-cdef uint64_t NO_KEY = <uint64_t>0xFFFFFFFFFFFFFFFFULL
 cdef int BLOCK_ENTRIES = 1024
 cdef uint64_t ACROSS_BYTES = 4096    # shorter items that straddle are gathered whole
 
@@ -82,21 +75,6 @@ cdef class Reader:
     Cost: 24 bytes a chunk. Threads: any number may read; the GIL makes lookups atomic, and pins
     protect what is being decoded. Fork: copied with the store. Pickling: refused.
     """
-
-    cdef FrameStore store
-    cdef DecodePlan plan
-    cdef object loader
-    cdef object transform
-    cdef uint64_t* starts        # first item number of each chunk, and the total
-    cdef uint64_t* lengths       # bytes of each chunk; 0: not opened yet
-    cdef uint64_t* bases         # first byte an item of the chunk may have
-    cdef readonly int64_t n_chunks
-    cdef int64_t stride
-    cdef int64_t last_chunk
-    cdef int table_at
-    cdef int width
-    cdef readonly int64_t hits
-    cdef readonly int64_t misses
 
     def __cinit__(
         self, FrameStore store not None, DecodePlan plan not None, loader, counts, *,
@@ -125,7 +103,9 @@ cdef class Reader:
         k = 0
         for count in counts:
             if k == self.n_chunks or <uint64_t>count > MAX_ITEMS - total:
-                raise ConfigError(f"counts of {self.n_chunks} chunks changed meanwhile, or add up to more than 2**62 items")
+                raise ConfigError(
+                    f"counts of {self.n_chunks} chunks changed meanwhile, or add up to more than 2**62 items"
+                )
             total += <uint64_t>count
             k += 1
             self.starts[k] = total
@@ -148,11 +128,6 @@ cdef class Reader:
             )
         self.lengths[chunk] = length
         self.bases[chunk] = base
-
-    def forget_chunk(self, int64_t chunk):
-        """The chunk must be opened again before its resident bytes are believed."""
-        self._check_chunk(chunk)
-        self.lengths[chunk] = 0
 
     def chunk_length(self, int64_t chunk):
         """Bytes of an opened chunk; 0 before it is opened."""
@@ -190,8 +165,12 @@ cdef class Reader:
 
     cdef uint64_t normal(self, object index) except? 0xFFFFFFFFFFFFFFFF:
         """A valid item number from an int-like, negative ones counted from the end."""
-        cdef Py_ssize_t i = PyNumber_AsSsize_t(index, ItemIndexError)
+        cdef Py_ssize_t i
         cdef int64_t total = <int64_t>self.starts[self.n_chunks]
+        try:
+            i = PyNumber_AsSsize_t(index, OverflowError)
+        except OverflowError:
+            raise ItemIndexError(f"item {index} is not in a dataset of {total} items") from None
         if i < 0:
             i += total
         if not 0 <= i < total:
@@ -379,7 +358,7 @@ cdef class Reader:
         cdef str place = self.loader.place(chunk, i)
         if not isinstance(error, FormatError):
             raise FormatError(f"{place}: {error}") from error
-        if str(error).startswith(place):
+        if str(error).startswith(place.rpartition(", item ")[0]):
             raise error
         raise type(error)(f"{place}: {error}") from error
 
@@ -440,6 +419,7 @@ cdef class Reader:
         cdef Py_ssize_t first, n = len(wanted)
         cdef list found = [None] * n
         cdef list missing = [], places = []
+        self.store.require_open()
         for first in range(0, n, SPOTS):
             self.read_spots(wanted, first, min(first + SPOTS, n), found, missing, places)
         if missing:
@@ -538,21 +518,6 @@ cdef class Reader:
         with self.view(index) as lease:
             return bytes(lease)
 
-    def iterate(self, int64_t start, int64_t stop):
-        """A C iterator over the items ``start .. stop - 1`` in order; a scan."""
-        cdef ItemIterator iterator = ItemIterator.__new__(ItemIterator)
-        if not 0 <= start <= stop <= <int64_t>self.starts[self.n_chunks]:
-            raise ItemIndexError(f"items {start}..{stop} are not in a dataset of {self.starts[self.n_chunks]} items")
-        iterator.reader = self
-        iterator.index = start
-        iterator.stop = stop
-        iterator.body = -1
-        iterator.body_key = NO_KEY
-        iterator.table = -1
-        iterator.table_key = NO_KEY
-        iterator.chunk = -1
-        return iterator
-
     # -- looking ------------------------------------------------------------------------
 
     def is_resident(self, index):
@@ -575,7 +540,9 @@ cdef class Reader:
         cdef int32_t table
         self._check_chunk(chunk)
         if i >= self.starts[chunk + 1] - self.starts[chunk]:
-            raise ItemIndexError(f"item {i} is not in chunk {chunk} of {self.starts[chunk + 1] - self.starts[chunk]} items")
+            raise ItemIndexError(
+                f"item {i} is not in chunk {chunk} of {self.starts[chunk + 1] - self.starts[chunk]} items"
+            )
         self.store.require_open()
         cdef Found found = self.span(chunk, i, &begin, &end, &table)
         if found == MISSING:
@@ -605,175 +572,3 @@ cdef class Reader:
 
     def __repr__(self):
         return f"<Reader of {self.starts[self.n_chunks]} items in {self.n_chunks} chunks over {self.store!r}>"
-
-
-cdef class ItemIterator:
-    """Items in dataset order. Remembers frames by number and key and holds no pin between items, so an
-    abandoned iterator costs nothing; parts it has passed become the first to be evicted.
-
-    Threads: one iterator belongs to one thread; any number of iterators may run. Pickling: refused.
-    """
-
-    cdef Reader reader
-    cdef int64_t index           # next item
-    cdef int64_t stop
-    cdef int64_t chunk           # chunk of `index` while primed
-    cdef int64_t chunk_start
-    cdef int64_t chunk_stop
-    cdef uint64_t begin          # first byte of the next item while primed
-    cdef int32_t body            # frame of that byte, and the key it must still have
-    cdef uint64_t body_key
-    cdef uint64_t body_base
-    cdef uint64_t body_end
-    cdef int32_t table           # frame of the next table entry, likewise
-    cdef uint64_t table_key
-    cdef bint primed
-    cdef bint running
-
-    def __init__(self):
-        raise TypeError("an ItemIterator comes from Reader.iterate()")
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        # Decoding may call the user's code, and that this iterator: its place must not move under it.
-        if self.running:
-            raise ValueError("this iterator is already running: it was asked for an item while it decodes one")
-        self.running = True
-        try:
-            item = self.advance()
-        finally:
-            self.running = False
-        return item if self.reader.transform is None else self.reader.transform(item)
-
-    cdef object advance(self):
-        cdef Reader reader = self.reader
-        if reader is None:
-            raise StopIteration
-        cdef FrameStore store = reader.store
-        cdef uint64_t pos, end
-        if self.index >= self.stop:
-            self.finish()
-            raise StopIteration
-        if not self.primed or store.closed:
-            return self.slow()
-        # The next item's end: stride, or one table load from a frame that still holds the table.
-        if reader.stride:
-            end = self.begin + reader.stride
-        else:
-            pos = reader.table_at + <uint64_t>(self.index - self.chunk_start + 1) * reader.width
-            if part_key(self.chunk, pos >> store.shift) != self.table_key:
-                return self.slow()
-            if store.frames[self.table].key != self.table_key or store.frames[self.table].state != READY:
-                return self.slow()
-            end = load_offset(
-                store.arena + (<uint64_t>self.table << store.shift) + (pos & (store.frame_bytes - 1)), reader.width
-            )
-        # begin >= body_base holds since it was primed; end <= body_end implies it lies in the chunk.
-        if end <= self.begin or end > self.body_end:
-            return self.slow()
-        if store.frames[self.body].key != self.body_key or store.frames[self.body].state != READY:
-            return self.slow()
-        try:
-            item = reader.decode_at(
-                store.arena + (<uint64_t>self.body << store.shift) + (self.begin - self.body_base),
-                end - self.begin, self.body,
-            )
-        except (FormatError, UnicodeDecodeError) as error:
-            reader.fail(self.chunk, self.index - self.chunk_start, error)
-        reader.hits += 1
-        self.begin = end
-        self.index += 1
-        if self.index >= self.chunk_stop:
-            self.primed = False
-        return item
-
-    cdef object slow(self):
-        """One item by the general path, then remember where the next ones are."""
-        cdef Reader reader = self.reader
-        reader.store.require_open()
-        cdef int64_t chunk = reader.chunk_of(self.index)
-        item = reader.read(chunk, self.index - reader.starts[chunk], True)
-        if reader.store.closed:
-            raise ClosedError("the dataset was closed while it was read")
-        self.index += 1
-        self.prime()
-        return item
-
-    cdef void prime(self) noexcept:
-        """Set the fast path up for item ``index``, if it is in the same chunk and resident; and tell the
-        store which parts the scan has passed."""
-        cdef Reader reader = self.reader
-        cdef FrameStore store = reader.store
-        cdef uint64_t end = 0, key, length
-        cdef int32_t frame = -1
-        self.primed = False
-        if self.index >= self.stop:
-            return
-        cdef int64_t chunk = reader.chunk_of(self.index)
-        if chunk != self.chunk:
-            self.pass_table()
-            self.chunk = chunk
-            self.chunk_start = reader.starts[chunk]
-            self.chunk_stop = reader.starts[chunk + 1]
-        if reader.span(chunk, self.index - self.chunk_start, &self.begin, &end, &frame) != FOUND:
-            return
-        key = part_key(chunk, self.begin >> store.shift)
-        frame = store.find(key)
-        if key != self.body_key or self.body < 0:
-            self.pass_body(key)
-        if frame < 0 or store.frames[frame].state != READY:
-            return
-        if self.body != frame or self.body_key != key:
-            store.hit(frame)
-        self.body = frame
-        self.body_key = key
-        self.body_base = self.begin >> store.shift << store.shift
-        length = self.body_base + store.frames[frame].used
-        self.body_end = min(length, reader.lengths[chunk])
-        if not reader.stride:
-            if reader.table_entry(chunk, self.index - self.chunk_start + 1, &frame) == NULL:
-                return
-            if store.frames[frame].state != READY:
-                return
-            key = store.frames[frame].key
-            if key != self.table_key:
-                self.pass_table()
-                store.hit(frame)
-            self.table = frame
-            self.table_key = key
-        self.primed = True
-
-    cdef void pass_body(self, uint64_t new_key) noexcept:
-        """The scan leaves its body part; not if the table entries to come are still in it."""
-        if self.body >= 0 and self.body_key != new_key and self.body_key != self.table_key:
-            self.reader.store.passed(self.body, self.body_key)
-        self.body = -1
-        self.body_key = NO_KEY
-
-    cdef void pass_table(self) noexcept:
-        if self.table >= 0 and self.table_key != self.body_key:
-            self.reader.store.passed(self.table, self.table_key)
-        self.table = -1
-        self.table_key = NO_KEY
-
-    cdef finish(self):
-        # The table first: a part that holds both is then the body's to pass.
-        if not self.reader.store.closed:
-            self.pass_table()
-            self.pass_body(NO_KEY)
-
-    def __length_hint__(self):
-        return max(self.stop - self.index, 0)
-
-    @property
-    def position(self):
-        """Number of the next item."""
-        return self.index
-
-    def __reduce__(self):
-        raise TypeError("an iterator cannot be pickled; pickle the dataset and the position")
-
-    def __repr__(self):
-        return f"<ItemIterator at {self.index} of {self.stop}>"

@@ -328,7 +328,8 @@ class ChunkMemory:
         fills: dict[Part, Fill] = {}
         frame = self.store.frame_bytes
         for k, (chunk, part) in enumerate(parts):
-            length = self.reader.chunk_length(chunk) or self._layout.hints[chunk] or frame
+            # The hint of a chunk not opened yet may be wrong; its table at least must be there.
+            length = self.reader.chunk_length(chunk) or max(self._layout.hints[chunk], self._layout.table_end(chunk))
             nbytes = min(frame, length - part * frame)
             try:
                 fill = self.store.begin(chunk, part, max(nbytes, 1), scan)
@@ -363,7 +364,7 @@ class ChunkMemory:
             log.warning(
                 "Streaming failed for chunk %s (%s). Falling back to direct file access; "
                 "further fallbacks are counted in stats() and not logged",
-                self._door.chunk_place(chunk), error,
+                self._door.chunk_place(chunk), str(error),  # the exception itself would keep its caller's views alive
             )  # fmt: skip
         self.fallbacks += 1
 

@@ -28,6 +28,7 @@ from lazystore.errors import (
 from lazystore.fetch.flow import Watch
 from lazystore.fetch.jobs import Batch, HeadJob, Job, PartJob, Pins, WholeJob, parts_of
 from lazystore.fetch.link import CANCEL_S, LIVE, Link, let_go, orphan, shut
+from lazystore.fetch.options import redact
 from lazystore.fetch.plan import PART_BYTES
 from lazystore.fetch.retry import Deadline, RetryPolicy, Verdict, WireError, classify
 from lazystore.fetch.source import FetchCounters, Read
@@ -119,7 +120,7 @@ class WireSource:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._link else "not connected"
-        return f"<{type(self).__name__} {self._recipe()['url']!r} {state}>"
+        return f"<{type(self).__name__} {redact(self.url)!r} {state}>"
 
     # --- what callers use -------------------------------------------------------------------------
 
@@ -131,10 +132,11 @@ class WireSource:
         """
         names = tuple(dict.fromkeys(stat))
         batch = Batch(Deadline(timeout, self._policy.clock), names)
-        link = self._connected()
+        self._check_open()
         jobs = parts_of(batch, reads, self._pins, self.counters, self._part_bytes)
         jobs = [job for job in jobs if self._worth_sending(batch, job)]
         if jobs or any(self._pins.size(name) == UNKNOWN for name in names):
+            link = self._connected()
             self._submit(link, batch, self._drive(link, batch, jobs, names))
             for job in jobs:
                 job.read.got += job.landed
@@ -143,8 +145,8 @@ class WireSource:
     def read_all(self, name: str, *, limit: int, timeout: float) -> bytes:
         """The whole object; see :class:`lazystore.fetch.source.Source`."""
         batch = Batch(Deadline(timeout, self._policy.clock))
-        link = self._connected()
         job = WholeJob(name, limit, self._pins, self.counters)
+        link = self._connected()
         self._submit(link, batch, self._drive(link, batch, [job], ()))
         return job.result()
 
@@ -158,13 +160,16 @@ class WireSource:
 
     # --- from the caller's thread to the loop -----------------------------------------------------
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the source {redact(self.url)!r} is closed; open it again")
+
     def _connected(self) -> Link:
         link = self._link
         if link is not None and link.pid == os.getpid():
             return link
         with self._lock:
-            if self._closed:
-                raise ClosedError(f"the source {self._recipe()['url']!r} is closed; open it again")
+            self._check_open()
             if self._link is None:
                 wire = self._connect()
                 self._link = Link(wire, self._concurrency, self._room, self.counters)
@@ -186,20 +191,20 @@ class WireSource:
             future = asyncio.run_coroutine_threadsafe(call, link.wire.loop)
         except RuntimeError as error:
             call.close()
-            raise ClosedError(f"the source {self._recipe()['url']!r} is closed; open it again") from error
+            raise ClosedError(f"the source {redact(self.url)!r} is closed; open it again") from error
         try:
             future.result(batch.deadline.remaining() + STUCK_S)
         except concurrent.futures.CancelledError:
             batch.abandon()
             if self._closed:
-                raise ClosedError(f"the source {self._recipe()['url']!r} was closed while it was read") from None
-            raise FetchError(f"reading {self._recipe()['url']!r} was cancelled from outside") from None
+                raise ClosedError(f"the source {redact(self.url)!r} was closed while it was read") from None
+            raise FetchError(f"reading {redact(self.url)!r} was cancelled from outside") from None
         except BaseException as error:
             batch.abandon()
             if isinstance(error, TimeoutError) and not future.done():
                 future.cancel()
                 raise FetchTimeoutError(
-                    f"the event loop that reads {self._recipe()['url']!r} does not react: something blocks it",
+                    f"the event loop that reads {redact(self.url)!r} does not react: something blocks it",
                     elapsed=batch.deadline.elapsed(),
                 ) from None
             future.cancel()
@@ -237,7 +242,7 @@ class WireSource:
             async with asyncio.timeout(batch.deadline.remaining()), link.lock:
                 if not link.prepared:
                     await link.wire.prepare()
-                    link.prepared = True
+                    link.open()
         except TimeoutError as error:
             raise self._timed_out(batch, job, error) from error
         except Exception as error:
@@ -372,7 +377,7 @@ class WireSource:
     def _where(self, job: Job) -> tuple[str, str]:
         """The object's URL, and the same with the range, for messages."""
         link = self._link
-        url = link.wire.url(job.name) if link is not None else job.name
+        url = link.wire.url(job.name) if link is not None else f"{redact(self.url).rstrip('/')}/{job.name}"
         return url, f"{url} bytes {job.begin}-{job.end}" if job.end >= 0 else url
 
     def _failure(self, batch: Batch, job: Job, error: BaseException, verdict: Verdict) -> LazyStoreError:
@@ -394,7 +399,7 @@ class WireSource:
         """The error of a call whose deadline passed, or would pass before another attempt."""
         elapsed = batch.deadline.elapsed()
         if job is None:
-            return FetchTimeoutError(f"no answer from {self._recipe()['url']!r} in {elapsed:.1f} s", elapsed=elapsed)
+            return FetchTimeoutError(f"no answer from {redact(self.url)!r} in {elapsed:.1f} s", elapsed=elapsed)
         url, where = self._where(job)
         last = f"the last one failed with {_words(error)}" if error is not None else "none was answered"
         return FetchTimeoutError(

@@ -27,19 +27,31 @@ CLOSE_S = 5.0
 
 
 class Link:
-    """A wire and everything that lives on its loop with it; dead in a forked child (``pid``)."""
+    """A wire and everything that lives on its loop with it; dead in a forked child (``pid``).
 
-    __slots__ = ("calls", "gate", "lock", "pace", "pid", "prepared", "slots", "wire")
+    Usable once :meth:`open` was called.
+    """
+
+    __slots__ = ("_counters", "_room", "calls", "gate", "lock", "pace", "pid", "prepared", "slots", "wire")
 
     def __init__(self, wire: Wire, slots: int, room: int, counters: FetchCounters) -> None:
         self.wire = wire
         self.slots = slots
-        self.gate = Gate(slots, room, counters)
         self.pace = Pace()
         self.calls: set[asyncio.Task[Any]] = set()
         self.lock = asyncio.Lock()
         self.prepared = False
         self.pid = os.getpid()
+        self._room = room
+        self._counters = counters
+
+    def open(self) -> None:
+        """The wire is prepared and knows how many connections it has: no more requests are let in,
+        for one that waits for a connection would look as if the server were silent.
+        """
+        self.slots = min(self.slots, self.wire.connections or self.slots)
+        self.gate = Gate(self.slots, self._room, self._counters)
+        self.prepared = True
 
 
 #: Sources that may hold a link, for the hooks below (``close`` and ``after_fork`` are called).

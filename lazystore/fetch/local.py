@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,9 @@ class LocalSource:
         self._identities: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
+        # A source that is dropped without close() gives its descriptors back; nothing is left to do at exit.
+        self._finalizer = weakref.finalize(self, _close_files, self._files)
+        self._finalizer.atexit = False
 
     def run(self, reads: Sequence[Read], *, stat: Iterable[str] = (), timeout: float) -> dict[str, int]:
         """Fill the reads one after another; see :class:`~lazystore.fetch.source.Source`.
@@ -82,10 +86,7 @@ class LocalSource:
         """Close every descriptor; reads that run in other threads finish first on their own copies."""
         with self._lock:
             self._closed = True
-            for file in self._files.values():
-                if not file.users:
-                    os.close(file.fd)
-            self._files.clear()
+            _close_files(self._files)
 
     def reset_after_fork(self) -> None:
         """A lock held by a thread that does not exist in the child must not block it."""
@@ -189,6 +190,14 @@ class LocalSource:
 
     def __repr__(self) -> str:
         return f"<LocalSource {self.url}, {len(self._files)} files open>"
+
+
+def _close_files(files: OrderedDict[str, _File]) -> None:
+    """Close what nobody reads; the last reader closes the rest."""
+    for file in files.values():
+        if not file.users:
+            os.close(file.fd)
+    files.clear()
 
 
 def _adjacent(reads: Sequence[Read]) -> Iterator[list[Read]]:

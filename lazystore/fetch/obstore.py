@@ -127,6 +127,7 @@ class ObstoreWire:
 
     tells = True
     streams = True
+    connections = 0
 
     def __init__(self, plan: StorePlan, url: str) -> None:
         self._obstore: Any = importlib.import_module("obstore")

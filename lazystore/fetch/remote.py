@@ -145,6 +145,7 @@ class _FsWire:
 
     tells = False
     streams = False
+    connections = 0
 
     def __init__(self, fs: Any, root: str, url: str) -> None:
         self._fs = fs
@@ -224,6 +225,7 @@ class SyncFsWire(_FsWire):
     def __init__(self, fs: Any, root: str, url: str, threads: int) -> None:
         super().__init__(fs, root, url)
         self._thread = LoopThread("lazystore-fetch")
+        self.connections = threads
         self._pool = DaemonPool(threads, "lazystore-fetch-worker")
         self.loop: asyncio.AbstractEventLoop = self._thread.loop
 

@@ -82,8 +82,10 @@ class Wire(Protocol):
         tells: its answers come with the object's size and identity, so that asking for them
             separately is not needed.
         streams: bytes are written as they arrive; else each answer comes in one piece at its end.
+        connections: requests it can carry at once, 0 for any number; final after :meth:`prepare`.
     """
 
+    connections: int
     loop: asyncio.AbstractEventLoop
     tells: bool
     streams: bool

@@ -60,6 +60,7 @@ class HttpWire:
         self._root = root
         self._thread = thread
         self.loop: asyncio.AbstractEventLoop = thread.loop
+        self.connections = 0
         self._session: Any = None
         self._urls: dict[str, Any] = {}
         options = dict(fs.kwargs)
@@ -71,6 +72,10 @@ class HttpWire:
 
     async def prepare(self) -> None:
         self._session = await self._fs.set_session()
+        # The user may have brought a connector, or a whole client, with bounds of its own.
+        connector = self._session.connector
+        bounds = [getattr(connector, "limit", 0), getattr(connector, "limit_per_host", 0)]
+        self.connections = min((bound for bound in bounds if bound), default=0)
 
     def _target(self, name: str) -> Any:
         url = self._urls.get(name)

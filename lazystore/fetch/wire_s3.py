@@ -16,6 +16,8 @@ from lazystore.fetch.wire import UNKNOWN, Identity, Landing, content_range, rang
 
 __all__ = ["S3Wire"]
 
+#: Connections botocore keeps when nobody says.
+BOTOCORE_POOL = 10
 #: Bytes taken from a body at a time.
 CHUNK = 256 << 10
 
@@ -32,6 +34,7 @@ class S3Wire:
         self.loop: asyncio.AbstractEventLoop = thread.loop
         self._bucket, prefix, _ = fs.split_path(root.rstrip("/") + "/")
         self._prefix = prefix.lstrip("/")
+        self.connections = int(fs.config_kwargs.get("max_pool_connections", BOTOCORE_POOL))
         # The store of these users does not understand If-Match; answers are compared all the same.
         self._sends_if_match = not getattr(fs, "local_expiry_check", False)
         # One call is one attempt: the engine counts, waits and retries.

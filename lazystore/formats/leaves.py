@@ -73,7 +73,7 @@ def leaf_operation(tag: str, *, allow_pickle: bool, serializers: Mapping[str, An
     if name == "tensor":
         return "call", TensorDecoder()
     if "pickle" in (name, detail):
-        return "none_or_call", pickle.loads if allow_pickle else _refuse_pickle
+        return "none_or_call", _load_pickle if allow_pickle else _refuse_pickle
     if name == "jpeg_array":
         return "call", decode_jpeg_array
     if name == "pil":
@@ -101,6 +101,13 @@ def _numpy_1d(tag: str, detail: str) -> Operation:
     if index >= len(NUMPY_ITEM_BYTES):
         raise UnsafeDataError(f"leaf encoding {tag!r} is an object, string or void array; it cannot be read safely")
     return "array", index
+
+
+def _load_pickle(data: bytes) -> Any:
+    try:
+        return pickle.loads(data)
+    except Exception as error:
+        raise FormatError(f"a pickle leaf of {len(data)} bytes cannot be loaded: {error!r}") from error
 
 
 def _refuse_pickle(data: bytes) -> Any:

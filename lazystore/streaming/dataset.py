@@ -9,17 +9,26 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from lazystore._core.arena import MIN_BYTES
 from lazystore._core.decode import DecodePlan
 from lazystore._core.frames import FrameStore
+from lazystore._core.scan import ItemIterator
 from lazystore.cache.inflate import WINDOW_SHARE
 from lazystore.cache.memory import ChunkMemory
 from lazystore.cache.stats import memory_stats
 from lazystore.config import EvictionPolicy, StreamingConfig, default_memory, parse_bytes
-from lazystore.errors import BudgetTooSmallError, ConfigError, DatasetNotFoundError, UnsupportedError
+from lazystore.errors import (
+    BudgetTooSmallError,
+    ConfigError,
+    DatasetNotFoundError,
+    FormatError,
+    MissingExtraError,
+    UnsupportedError,
+)
 from lazystore.fetch import open_source
 from lazystore.formats.leaves import leaf_operation
 from lazystore.formats.litdata import INDEX_NAME, LitDataIndex, parse_index
@@ -111,8 +120,9 @@ class StreamingDataset:
         try:
             index = _read_index(source, config.chunk_timeout)
             self._memory = _memory(source, index, config, in_flight, fallback == "direct")
-            plan = _plan(index, allow_pickle, serializers, block=bool(item_loader and item_loader.block_size))
-            counts, stride = number_items(index, item_loader, source, config.chunk_timeout)
+            with _placed(f"{source.url}/{INDEX_NAME}"):
+                plan = _plan(index, allow_pickle, serializers, block=bool(item_loader and item_loader.block_size))
+                counts, stride = number_items(index, item_loader, source, config.chunk_timeout)
             self._reader = self._memory.attach(plan, counts, stride, transform)
         except BaseException:
             source.close()
@@ -147,7 +157,7 @@ class StreamingDataset:
 
     def __iter__(self) -> Iterator[Any]:
         """All items in order; an iterator in C that holds nothing between items."""
-        return self._reader.iterate(0, self._total)
+        return ItemIterator(self._reader, 0, self._total)
 
     def get_bytes(self, index: int) -> bytes:
         """The stored bytes of an item (leaf sizes and leaves), as a copy."""
@@ -258,12 +268,24 @@ def _read_index(source: Source, timeout: float) -> LitDataIndex:
     place = f"{source.url}/{INDEX_NAME}"
     try:
         data = source.read_all(INDEX_NAME, limit=MAX_INDEX_BYTES, timeout=timeout)
+        with _placed(place):
+            return parse_index(data, place=place)
     except DatasetNotFoundError:
         raise DatasetNotFoundError(
             f"{place} does not exist: the path is wrong, or the dataset was not finished "
             "(LitData writes the index last; files like 0.index.json mean an interrupted run)"
         ) from None
-    return parse_index(data, place=place)
+
+
+@contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Put the dataset in front of errors that do not name it."""
+    try:
+        yield
+    except (FormatError, UnsupportedError, MissingExtraError) as error:
+        if place.rpartition("/")[0] in str(error):
+            raise
+        raise type(error)(f"{place}: {error}") from error
 
 
 def _memory(

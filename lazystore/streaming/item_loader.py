@@ -70,7 +70,7 @@ class InMemoryItemLoader(BaseItemLoader):
     """
 
     def __init__(self, streaming_config: StreamingConfig | None = None) -> None:
-        super().__init__(streaming_config or StreamingConfig())
+        super().__init__(StreamingConfig() if streaming_config is None else streaming_config)
 
 
 class TokensLoader(BaseItemLoader):

@@ -1,0 +1,684 @@
+"""The front door: what every method and argument of ``StreamingDataset`` promises on good data."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import datasets
+
+import lazystore
+from lazystore import (
+    ArenaFullError,
+    ClosedError,
+    ConfigError,
+    DatasetNotFoundError,
+    EvictionPolicy,
+    InMemoryItemLoader,
+    ItemIndexError,
+    StreamingConfig,
+    StreamingDataset,
+    TokensLoader,
+    UnsupportedError,
+)
+
+COUNT = 400
+#: smaller than the dataset of ~140 kB, and the smallest that works
+TINY = 65536
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return datasets.write(tmp_path_factory.mktemp("front") / "dataset", COUNT)
+
+
+@pytest.fixture
+def dataset(folder: Path) -> Iterator[StreamingDataset]:
+    with StreamingDataset(folder, memory="1MB") as opened:
+        yield opened
+
+
+def shout(item: dict[str, Any]) -> str:
+    return f"{item['id']}!"
+
+
+# -- items ----------------------------------------------------------------------------------
+
+
+def test_length_and_items(dataset: StreamingDataset) -> None:
+    assert len(dataset) == COUNT
+    datasets.check((dataset[i] for i in range(COUNT)), range(COUNT))
+
+
+def test_iterators_are_independent_and_repeatable(dataset: StreamingDataset) -> None:
+    first, second = iter(dataset), iter(dataset)
+    assert [next(first)["id"] for _ in range(120)] == list(range(120))
+    datasets.check(second, range(COUNT))
+    datasets.check(first, range(120, COUNT))
+    assert list(first) == []
+    assert iter(first) is first
+
+
+@pytest.mark.parametrize("index", [-1, -COUNT, 0, COUNT - 1, True, np.int64(17), np.uint8(200), np.int32(-3)])
+def test_index_may_be_anything_that_is_an_integer(dataset: StreamingDataset, index: Any) -> None:
+    datasets.check([dataset[index], *dataset.get_many([index])], [range(COUNT)[int(index)]] * 2)
+    assert dataset.get_bytes(index) == dataset.get_bytes(int(index) % COUNT)
+    assert dataset.is_item_available(index)
+
+
+@pytest.mark.parametrize("index", [COUNT, -COUNT - 1, 2**31, 2**63 - 1, -(2**63), 10**30, -(10**30), np.int64(COUNT)])
+@pytest.mark.parametrize("read", ["__getitem__", "get_bytes", "view", "is_item_available", "get_many", "prefetch_items"])
+def test_index_out_of_range_is_an_index_error_that_names_the_bounds(
+    dataset: StreamingDataset, read: str, index: int
+) -> None:
+    method = getattr(dataset, read)
+    with pytest.raises(ItemIndexError, match=rf"{index}.*{COUNT}") as raised:
+        method([0, index] if read in ("get_many", "prefetch_items") else index)
+    assert isinstance(raised.value, IndexError)
+
+
+@pytest.mark.parametrize("index", ["0", 1.0, None, (1, 2), b"0"])
+def test_index_that_is_no_integer_is_a_type_error(dataset: StreamingDataset, index: Any) -> None:
+    with pytest.raises(TypeError):
+        dataset[index]
+    with pytest.raises(TypeError):
+        dataset.get_many([index])
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        slice(None), slice(10, 20), slice(-10, None), slice(None, None, -1), slice(380, 1000, 7), slice(5, 5),
+        slice(50, 10), slice(np.int64(3), np.int64(9)), slice(399, None, -133),
+    ],
+)  # fmt: skip
+def test_slice_is_a_list_as_python_cuts_lists(dataset: StreamingDataset, cut: slice) -> None:
+    found = dataset[cut]
+    assert isinstance(found, list)
+    datasets.check(found, list(range(COUNT))[cut])
+
+
+@pytest.mark.parametrize("memory", [TINY, "1MB"])
+def test_batch_keeps_the_order_asked_and_repeats(folder: Path, memory: int | str) -> None:
+    asked = [7, 399, 7, 0, -1, 123, 124, 125, 7] + list(range(390, 300, -3))
+    wanted = [range(COUNT)[i] for i in asked]
+    with StreamingDataset(folder, memory=memory) as dataset:
+        datasets.check(dataset.get_many(asked), wanted)
+        datasets.check(dataset.get_many(asked), wanted)
+        datasets.check(dataset.__getitems__(asked), wanted)
+        datasets.check(dataset.get_many(iter(asked)), wanted)
+        datasets.check(dataset.get_many(np.array(asked)), wanted)
+        assert dataset.get_many([]) == []
+
+
+def test_stored_bytes_decode_to_the_item(dataset: StreamingDataset) -> None:
+    data = dataset.get_bytes(5)
+    item = datasets.sample(5)
+    leaves = [
+        (5).to_bytes(8, "little"), item["text"].encode(), item["blob"], item["vector"].tobytes(),
+    ]  # fmt: skip
+    assert type(data) is bytes
+    assert data == datasets.item_bytes(leaves)
+
+
+def test_arrays_are_writable_and_belong_to_the_caller(dataset: StreamingDataset) -> None:
+    first = dataset[3]
+    first["vector"][:] = 99
+    datasets.check([dataset[3]], [3])
+    assert first["vector"].flags.owndata
+
+
+@pytest.mark.parametrize("kind", [str, Path, "file", "relative", "home"])
+def test_a_local_dataset_opens_by_any_spelling_of_its_place(
+    folder: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    places: dict[Any, Any] = {
+        str: str(folder), Path: folder, "file": f"file://{folder}", "relative": folder.name, "home": f"~/{folder.name}",
+    }  # fmt: skip
+    with StreamingDataset(places[kind]) as dataset:
+        datasets.check(dataset, range(COUNT))
+
+
+def test_an_open_dataset_does_not_depend_on_the_working_directory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    with StreamingDataset(folder.name) as dataset:
+        monkeypatch.chdir(tmp_path)
+        datasets.check(dataset, range(COUNT))
+
+
+def test_a_dataset_without_items_is_empty(tmp_path: Path) -> None:
+    empty = datasets.craft(tmp_path / "none", [], ["int"])
+    hollow = datasets.craft(tmp_path / "hollow", [[], []], ["int"])
+    for folder in (empty, hollow):
+        with StreamingDataset(folder) as dataset:
+            assert len(dataset) == 0
+            assert list(dataset) == dataset[:] == dataset.get_many([]) == []
+            with pytest.raises(ItemIndexError):
+                dataset[0]
+
+
+def test_empty_chunks_between_others_hold_no_items(tmp_path: Path) -> None:
+    value = [datasets.item_bytes([str(i).encode()]) for i in range(4)]
+    folder = datasets.craft(tmp_path / "d", [[], value[:2], [], [], value[2:], []], ["str"])
+    with StreamingDataset(folder) as dataset:
+        assert list(dataset) == dataset[:] == [dataset[i] for i in range(4)] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("memory", [TINY, "1MB"])
+def test_items_of_no_bytes_are_items(tmp_path: Path, memory: int | str) -> None:
+    nothing = datasets.tree_spec("builtins.dict", "[]")
+    folder = datasets.craft(tmp_path / "d", [[b""] * 5000, [b""] * 3], [], data_spec=nothing)
+    with StreamingDataset(folder, memory=memory) as dataset:
+        assert list(dataset) == [{}] * 5003
+        assert dataset[5001] == {}
+        assert dataset.get_many([0, 4999, 5002]) == [{}] * 3
+        assert dataset.get_bytes(4) == b""
+        with dataset.view(7) as lease:
+            assert bytes(lease) == b""
+
+
+# -- views ----------------------------------------------------------------------------------
+
+
+def test_view_is_a_read_only_window_that_ends_with_its_block(dataset: StreamingDataset) -> None:
+    list(dataset)
+    with dataset.view(8) as lease:
+        window = memoryview(lease)
+        assert (window.readonly, window.format, window.nbytes) == (True, "B", len(lease))
+        assert bytes(lease) == bytes(window) == dataset.get_bytes(8)
+        assert not lease.copied
+        assert dataset.stats()["pins"] == 1
+        window.release()
+    with pytest.raises(ClosedError, match=r"view\(i\)"):
+        memoryview(lease)
+    with pytest.raises(ClosedError):
+        bytes(lease)
+    assert dataset.stats()["pins"] == 0
+
+
+def test_numpy_over_a_view_keeps_the_bytes_pinned(folder: Path) -> None:
+    with StreamingDataset(folder, memory=TINY) as dataset:
+        dataset[:3]
+        lease = dataset.view(1)
+        array = np.frombuffer(lease, "u1")
+        before = array.tobytes()
+        assert not array.flags.writeable
+        lease.release()
+        for _ in range(2):  # far more than the budget goes through
+            datasets.check(dataset, range(COUNT))
+            datasets.check(dataset.get_many(range(COUNT)), range(COUNT))
+        assert array.tobytes() == before == dataset.get_bytes(1)
+        assert dataset.stats()["pins"] == (0 if lease.copied else 1)
+        del array
+        assert dataset.stats()["pins"] == 0
+
+
+def test_a_view_outlives_its_dataset(folder: Path) -> None:
+    dataset = StreamingDataset(folder, memory="1MB")
+    list(dataset)
+    wanted = dataset.get_bytes(2)
+    lease = dataset.view(2)
+    assert not lease.copied
+    dataset.close()
+    assert bytes(lease) == wanted
+    del dataset
+    gc.collect()
+    window = memoryview(lease)
+    del lease
+    assert bytes(window) == wanted
+
+
+def test_a_lease_refuses_to_be_pickled(dataset: StreamingDataset) -> None:
+    with dataset.view(0) as lease, pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(lease)
+
+
+# -- a full arena ---------------------------------------------------------------------------
+
+
+def hold_everything(dataset: StreamingDataset) -> list[lazystore.Lease]:
+    """Leases until no frame is free: what is then handed out is a private copy."""
+    leases = []
+    for i in range(len(dataset)):
+        dataset.prefetch_items([i])
+        lease = dataset.view(i)
+        if not lease.copied:
+            leases.append(lease)
+    assert leases
+    return leases
+
+
+def test_items_are_still_readable_when_views_hold_every_frame(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "lazystore"), StreamingDataset(folder, memory=TINY) as dataset:
+        list(dataset)
+        leases = hold_everything(dataset)
+        fell = dataset.stats()["fallbacks"]
+        datasets.check(dataset, range(COUNT))
+        datasets.check((dataset[i] for i in range(COUNT)), range(COUNT))
+        datasets.check(dataset.get_many(range(COUNT)), range(COUNT))
+        assert dataset.stats()["fallbacks"] > fell
+        assert dataset.stats()["total_memory_usage"] <= TINY
+        told = [record for record in caplog.records if "Streaming failed" in record.getMessage()]
+        assert len(told) == 1
+        assert str(folder) in told[0].getMessage()
+        del leases
+        fell = dataset.stats()["fallbacks"]
+        datasets.check(dataset, range(COUNT))
+        assert dataset.stats()["fallbacks"] == fell
+
+
+def test_without_fallback_a_full_arena_is_an_error_that_counts_the_holders(folder: Path) -> None:
+    with StreamingDataset(folder, memory=TINY, fallback="raise", timeout=0.2) as dataset:
+        leases, error = [], None
+        for i in range(COUNT):
+            try:
+                leases.append(dataset.view(i))
+                next(iter(dataset)) if i == 0 else None
+            except ArenaFullError as full:
+                error = full
+                break
+        if error is None:  # views were handed out as copies: only a scan needs frames
+            leases = hold_everything(dataset)
+            with pytest.raises(ArenaFullError) as raised:
+                list(dataset)
+            error = raised.value
+        assert "held" in str(error) and "release views" in str(error)
+        assert isinstance(error, MemoryError)
+        assert dataset.stats()["fallbacks"] == 0
+        leases.clear()
+        datasets.check(dataset, range(COUNT))
+
+
+def test_an_item_larger_than_memory_is_read_directly(tmp_path: Path) -> None:
+    values = [b"a" * 100, bytes(range(256)) * 2000, b"z" * 100]
+    folder = datasets.one_leaf(tmp_path / "d", "bytes", values)
+    with StreamingDataset(folder, memory=TINY) as dataset:
+        assert list(dataset) == values
+        assert dataset.stats()["fallbacks"] == 1
+        assert [dataset[i] for i in (2, 1, 0)] == values[::-1]
+        assert dataset.get_many([1, 0, 1]) == [values[1], values[0], values[1]]
+        with dataset.view(1) as lease:
+            assert lease.copied
+            assert bytes(lease) == datasets.item_bytes([values[1]])
+        assert dataset.stats()["high_water_mark"] <= TINY
+
+
+def test_an_item_larger_than_memory_is_an_error_when_fallback_is_refused(tmp_path: Path) -> None:
+    folder = datasets.one_leaf(tmp_path / "d", "bytes", [b"a", bytes(500_000), b"b"])
+    with StreamingDataset(folder, memory=TINY, fallback="raise", timeout=0.2) as dataset:
+        with pytest.raises(ArenaFullError, match=r"chunk-0-0\.bin \(chunk 0\), item 1"):
+            list(dataset)
+        assert (dataset[0], dataset[2]) == (b"a", b"b")
+
+
+# -- looking at memory ----------------------------------------------------------------------
+
+STATS = {
+    "total_memory_usage", "max_memory_size", "memory_utilization", "num_chunks_cached", "hits", "misses",
+    "evictions", "bytes_fetched", "bytes_wasted", "requests", "retries", "fallbacks", "in_flight_bytes",
+    "high_water_mark",
+}  # fmt: skip
+
+
+def test_statistics_have_every_documented_key(dataset: StreamingDataset) -> None:
+    found = dataset.get_memory_stats()
+    assert found.keys() >= STATS | {"chunks"}
+    assert found["evictions"].keys() == {"capacity", "scan", "pieces"}
+    short = dataset.stats()
+    assert short.keys() >= STATS | {"url", "items", "n_chunks"}
+    assert "chunks" not in short
+    assert (short["items"], short["n_chunks"]) == (COUNT, 8)
+
+
+def test_statistics_count_hits_misses_and_bytes(folder: Path) -> None:
+    stored = sum(path.stat().st_size for path in folder.glob("*.bin"))
+    index = (folder / "index.json").stat().st_size
+    with StreamingDataset(folder, memory="1MB") as dataset:
+        before = dataset.get_memory_stats()
+        assert (before["hits"], before["misses"], before["num_chunks_cached"], before["chunks"]) == (0, 0, 0, {})
+        list(dataset)
+        after = dataset.get_memory_stats()
+        assert after["hits"] + after["misses"] == COUNT
+        assert after["bytes_fetched"] in (stored, stored + index)
+        assert after["num_chunks_cached"] == len(after["chunks"]) == 8
+        assert sum(after["evictions"].values()) == 0
+        assert after["max_memory_size"] == 1_000_000
+        assert after["memory_utilization"] == after["total_memory_usage"] / 1_000_000
+        assert stored <= after["total_memory_usage"] <= after["high_water_mark"] <= 1_000_000
+        list(dataset)
+        again = dataset.get_memory_stats()
+        assert again["hits"] == after["hits"] + COUNT
+        assert (again["misses"], again["bytes_fetched"]) == (after["misses"], after["bytes_fetched"])
+
+
+def test_statistics_describe_each_chunk(folder: Path) -> None:
+    with StreamingDataset(folder, memory="1MB") as dataset:
+        for _ in range(3):
+            datasets.check(dataset[:50], range(50))
+        list(iter(dataset))
+        chunks = dataset.get_memory_stats()["chunks"]
+        assert sorted(chunks) == list(range(8))
+        for chunk, entry in chunks.items():
+            size = (folder / f"chunk-0-{chunk}.bin").stat().st_size
+            assert (entry["size"], entry["bytes_total"]) == (size, size)
+            assert entry["complete"] is True
+            assert entry["items_available"] == 50
+            assert entry["hits"] > 0
+            assert entry["idle_seconds"] >= 0
+            assert entry["pins"] == 0
+        with dataset.view(60):
+            assert dataset.get_memory_stats()["chunks"][1]["pins"] == 1
+
+
+def test_statistics_of_each_chunk_can_be_switched_off(folder: Path) -> None:
+    quiet = InMemoryItemLoader(StreamingConfig(enable_memory_monitoring=False))
+    with StreamingDataset(folder, item_loader=quiet) as dataset:
+        list(dataset)
+        assert dataset.get_memory_stats()["chunks"] == {}
+        assert dataset.get_memory_stats()["num_chunks_cached"] == 8
+
+
+def test_evictions_are_counted_and_the_budget_holds(folder: Path) -> None:
+    with StreamingDataset(folder, memory=TINY) as dataset:
+        for _ in range(2):
+            list(dataset)
+            dataset.get_many(range(0, COUNT, 3))
+        found = dataset.get_memory_stats()
+        assert sum(found["evictions"].values()) > 10
+        assert found["total_memory_usage"] <= found["high_water_mark"] <= TINY
+        assert 0 < found["memory_utilization"] <= 1
+
+
+def test_availability_means_that_no_file_is_read(folder: Path, tmp_path: Path) -> None:
+    moved = datasets.copy(folder, tmp_path / "moved")
+    with StreamingDataset(moved, memory="1MB") as dataset:
+        assert not any(dataset.is_item_available(i) for i in range(COUNT))
+        assert dataset.prefetch_items([3, 60, -1, 60]) > 0
+        available = [i for i in range(COUNT) if dataset.is_item_available(i)]
+        assert {3, 60, COUNT - 1} <= set(available)
+        requests = dataset.stats()["requests"]
+        for path in moved.glob("*.bin"):
+            path.unlink()
+        datasets.check((dataset[i] for i in available), available)
+        assert dataset.stats()["requests"] == requests
+
+
+def test_prefetching_tells_how_many_items_were_not_there(dataset: StreamingDataset) -> None:
+    assert dataset.prefetch_items([]) == 0
+    assert dataset.prefetch_items([10, 200]) == 2
+    assert dataset.prefetch_items([10, 200]) == 0
+    assert dataset.prefetch_items(range(COUNT)) <= COUNT - 2
+    assert dataset.prefetch_items(range(COUNT)) == 0
+    misses = dataset.stats()["misses"]
+    datasets.check(dataset.get_many(range(COUNT)), range(COUNT))
+    assert dataset.stats()["misses"] == misses
+
+
+def test_progress_of_a_chunk_goes_from_nothing_to_all(dataset: StreamingDataset) -> None:
+    assert dataset.get_chunk_progress(0) == 0.0
+    for _ in dataset:
+        pass
+    assert [dataset.get_chunk_progress(chunk) for chunk in range(8)] == [1.0] * 8
+    for chunk in (8, -1, 10**6):
+        with pytest.raises(ItemIndexError, match=f"chunk {chunk}"):
+            dataset.get_chunk_progress(chunk)
+
+
+# -- transform ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [TINY, "1MB"])
+def test_transform_runs_once_on_every_path(folder: Path, memory: int | str) -> None:
+    seen: list[int] = []
+
+    def count(item: dict[str, Any]) -> tuple[str, int]:
+        seen.append(item["id"])
+        return "t", item["id"]
+
+    numbers = list(range(COUNT))
+    paths: list[Callable[[StreamingDataset], list[Any]]] = [
+        list,
+        lambda dataset: [dataset[i] for i in numbers],
+        lambda dataset: dataset[:],
+        lambda dataset: dataset.get_many(numbers),
+        lambda dataset: dataset.__getitems__(numbers),
+        list,
+    ]
+    with StreamingDataset(folder, memory=memory, transform=count) as dataset:
+        for path in paths:
+            seen.clear()
+            assert path(dataset) == [("t", i) for i in numbers]
+            assert sorted(seen) == numbers
+        assert dataset.get_bytes(0)[:4] == b"\x08\0\0\0"  # stored bytes are what was stored
+
+
+def test_an_error_of_the_transform_comes_through_as_it_is(folder: Path) -> None:
+    def refuse(item: dict[str, Any]) -> None:
+        raise LookupError(item["id"])
+
+    with StreamingDataset(folder, transform=refuse) as dataset:
+        for read in (lambda: dataset[4], lambda: dataset.get_many([4]), lambda: next(iter(dataset))):
+            with pytest.raises(LookupError):
+                read()
+
+
+def test_transform_may_read_the_dataset_itself(folder: Path) -> None:
+    def pair(item: dict[str, Any]) -> tuple[int, int]:
+        return item["id"], len(dataset.get_bytes((item["id"] + 200) % COUNT))
+
+    with StreamingDataset(folder, memory=TINY, transform=pair) as dataset:
+        assert [i for i, _ in dataset] == list(range(COUNT))
+        assert dataset[-1][0] == COUNT - 1
+
+
+# -- serializers ----------------------------------------------------------------------------
+
+
+class Reverse:
+    def deserialize(self, data: bytes) -> bytes:
+        return data[::-1]
+
+
+@pytest.mark.parametrize("serializer", [Reverse(), lambda data: data[::-1]], ids=["object", "function"])
+def test_own_leaf_tags_are_decoded_by_the_callers_serializer(tmp_path: Path, serializer: Any) -> None:
+    folder = datasets.one_leaf(tmp_path / "d", "backwards", [b"abc", b""])
+    with StreamingDataset(folder, serializers={"backwards": serializer}) as dataset:
+        assert list(dataset) == dataset[:] == [dataset[0], dataset[1]] == [b"cba", b""]
+
+
+def test_own_serializers_come_before_the_known_ones(tmp_path: Path) -> None:
+    folder = datasets.one_leaf(tmp_path / "d", "str", [b"abc"])
+    with StreamingDataset(folder, serializers={"str": bytes.upper}) as dataset:
+        assert dataset[0] == b"ABC"
+
+
+# -- life -----------------------------------------------------------------------------------
+
+
+def test_a_closed_dataset_refuses_every_read(folder: Path) -> None:
+    dataset = StreamingDataset(folder)
+    running = iter(dataset)
+    next(running)
+    dataset.close()
+    dataset.close()
+    reads: list[Callable[[], Any]] = [
+        lambda: dataset[0], lambda: dataset[0:2], lambda: dataset.get_many([1]), lambda: dataset.__getitems__([1]),
+        lambda: dataset.get_bytes(0), lambda: dataset.view(0), lambda: next(iter(dataset)), lambda: next(running),
+        lambda: dataset.is_item_available(0), lambda: dataset.prefetch_items([0]),
+        lambda: dataset.get_chunk_progress(0),
+    ]  # fmt: skip
+    for read in reads:
+        with pytest.raises(ClosedError, match="closed"):
+            read()
+    assert len(dataset) == COUNT
+    assert "closed" in repr(dataset)
+
+
+def test_a_closed_dataset_uses_no_memory_and_keeps_its_counts(folder: Path) -> None:
+    with StreamingDataset(folder) as dataset:
+        list(dataset)
+        before = dataset.stats()
+    after = dataset.get_memory_stats()
+    assert (after["num_chunks_cached"], after["chunks"]) == (0, {})
+    assert (after["hits"], after["misses"]) == (before["hits"], before["misses"])
+    assert (after["total_memory_usage"], after["memory_utilization"]) == (0, 0.0)
+
+
+def test_closing_gives_descriptors_back(folder: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    dataset = StreamingDataset(folder)
+    list(dataset)
+    assert set(os.listdir("/proc/self/fd")) > before
+    dataset.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_dataset_that_is_dropped_gives_memory_and_descriptors_back(folder: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    dataset: StreamingDataset | None = StreamingDataset(folder)
+    assert dataset is not None
+    list(dataset)
+    next(iter(dataset))
+    dataset = None
+    gc.collect()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_repr_says_what_it_is(dataset: StreamingDataset, folder: Path) -> None:
+    text = repr(dataset)
+    for part in ("StreamingDataset", str(folder), str(COUNT), "8 chunks", "blob: bytes", "1 MB"):
+        assert part in text
+
+
+@pytest.mark.parametrize("again", [lambda d: pickle.loads(pickle.dumps(d)), copy.copy, copy.deepcopy])
+def test_a_copy_is_the_same_recipe_with_memory_of_its_own(folder: Path, again: Callable[[Any], Any]) -> None:
+    loader = InMemoryItemLoader(StreamingConfig(max_memory_size=300_000, chunk_timeout=3.0))
+    with StreamingDataset(folder, item_loader=loader, transform=shout) as dataset:
+        list(dataset)
+        with again(dataset) as twin:
+            assert twin.stats()["hits"] == 0
+            assert twin.stats()["max_memory_size"] == 300_000
+            dataset.close()
+            assert list(twin) == [f"{i}!" for i in range(COUNT)]
+
+
+def test_pickled_bytes_hold_the_recipe_and_no_data(folder: Path) -> None:
+    with StreamingDataset(folder, memory="1MB", storage_options={"anon": True}) as dataset:
+        list(dataset)
+        assert len(pickle.dumps(dataset)) < 2000
+
+
+def test_iterators_and_parts_of_a_dataset_refuse_to_be_pickled(dataset: StreamingDataset) -> None:
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(iter(dataset))
+
+
+# -- arguments ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"shuffle": True}, {"subsample": 0.5}, {"subsample": 2.0}, {"drop_last": True}],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_arguments_for_later_versions_are_refused_by_name(folder: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match=next(iter(arguments))) as raised:
+        StreamingDataset(folder, **arguments)
+    assert isinstance(raised.value, NotImplementedError)
+
+
+def test_arguments_that_change_nothing_are_taken(folder: Path) -> None:
+    with StreamingDataset(
+        folder, subsample=1.0, shuffle=False, seed=7, drop_last=False, serializers={}, storage_options={},
+        allow_pickle=True, timeout=5, backend="fsspec",
+    ) as dataset:  # fmt: skip
+        datasets.check(dataset, range(COUNT))
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ({"memory": "many"}, "memory"),
+        ({"memory": 0}, "memory"),
+        ({"memory": -5}, "memory"),
+        ({"memory": True}, "memory"),
+        ({"memory": 1.5}, "memory"),
+        ({"memory": 10**20}, "memory"),
+        ({"memory": "9" * 400}, "memory"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": -1.0}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"timeout": "soon"}, "timeout"),
+        ({"transform": 5}, "transform"),
+        ({"fallback": "maybe"}, "fallback"),
+        ({"eviction_policy": "newest"}, "eviction_policy"),
+        ({"item_loader": object()}, "item_loader"),
+        ({"item_loader": InMemoryItemLoader}, "item_loader"),
+        ({"item_loader": InMemoryItemLoader(), "memory": "1MB"}, "memory"),
+        ({"item_loader": InMemoryItemLoader(), "timeout": 1.0}, "timeout"),
+        ({"item_loader": InMemoryItemLoader(), "eviction_policy": EvictionPolicy.LRU}, "eviction_policy"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_by_name(folder: Path, arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as raised:
+        StreamingDataset(folder, **arguments)
+    assert isinstance(raised.value, ValueError)
+
+
+def test_arguments_after_the_directory_go_by_name(folder: Path) -> None:
+    with pytest.raises(TypeError):
+        StreamingDataset(folder, None)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="memroy"):
+        StreamingDataset(folder, memroy="1MB")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("policy", list(EvictionPolicy))
+def test_every_policy_reads_the_same_items(folder: Path, policy: EvictionPolicy) -> None:
+    with StreamingDataset(folder, memory=TINY, eviction_policy=policy) as dataset:
+        for _ in range(2):
+            datasets.check(dataset, range(COUNT))
+            datasets.check((dataset[i * 7 % COUNT] for i in range(COUNT)), (i * 7 % COUNT for i in range(COUNT)))
+
+
+def test_the_default_budget_is_bounded_by_the_machine(folder: Path) -> None:
+    with StreamingDataset(folder) as dataset:
+        assert 0 < dataset.stats()["max_memory_size"] <= 256 << 20
+
+
+def test_a_failed_opening_leaves_no_descriptor_behind(folder: Path, tmp_path: Path) -> None:
+    broken = datasets.copy(folder, tmp_path / "broken")
+    (broken / "index.json").write_text("{")
+    before = set(os.listdir("/proc/self/fd"))
+    for place, error in ((broken, lazystore.FormatError), (tmp_path / "nowhere", DatasetNotFoundError)):
+        with pytest.raises(error):
+            StreamingDataset(place)
+    with pytest.raises(ConfigError):
+        StreamingDataset(folder, item_loader=TokensLoader(3))
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+# -- names ----------------------------------------------------------------------------------
+
+
+def test_every_spelling_of_the_import_gives_the_same_object() -> None:
+    import lazystore.streaming as streaming
+    from lazystore.streaming import streaming_buffer
+
+    for name in ("StreamingDataset", "InMemoryItemLoader", "TokensLoader", "StreamingConfig", "EvictionPolicy"):
+        assert getattr(streaming, name) is getattr(lazystore, name)
+    assert streaming_buffer.StreamingConfig is lazystore.StreamingConfig
+    assert streaming_buffer.EvictionPolicy is lazystore.EvictionPolicy
