@@ -42,7 +42,7 @@ MIB = 1 << 20
 LOCAL_REQUEST_BYTES = 16 * 1024
 REMOTE_REQUEST_BYTES = 256 * 1024
 #: Most bytes a forward reader fetches at once.
-LOCAL_WINDOW = 1 * MIB
+LOCAL_WINDOW = 4 * MIB
 REMOTE_WINDOW = 16 * MIB
 #: Share of the deadline that frames get before the item is read directly.
 FRAMES_SHARE = 0.75
@@ -121,7 +121,7 @@ class ChunkMemory:
     def item(self, chunk: int, i: int, scan: bool) -> Buffer:
         """The bytes of an item that is not resident."""
         deadline = Deadline(self.timeout)
-        forward = scan or (chunk, i) == (self._last[0], self._last[1] + 1) or (i == 0 and chunk == self._last[0] + 1)
+        forward = scan or self._goes_forward(chunk, i)
         self._last = (chunk, i)
         if not (forward or self._wants_frames(chunk, i)):
             return self._sparse.item(chunk, i, deadline)
@@ -161,13 +161,19 @@ class ChunkMemory:
 
     # -- which way ----------------------------------------------------------------------
 
+    def _goes_forward(self, chunk: int, i: int) -> bool:
+        """Whether this miss continues the last one, or is where a forward reader was expected to come next."""
+        if (chunk, i) == (self._last[0], self._last[1] + 1) or (i == 0 and chunk == self._last[0] + 1):
+            return True
+        part = self._expected_part(chunk, i)
+        # An item that straddles the border of what such a reader has is the first of what it wants next.
+        return self._streams.follows(part) or self._streams.follows(self._next_part(part))
+
     def _wants_frames(self, chunk: int, i: int) -> bool:
         if self._compressed or (self.source.local and self._longer_than_frame(chunk)):
             return True
         part = self._expected_part(chunk, i)
-        # An item that straddles the border of what a forward reader has is the first of what it wants next.
-        follows = self._streams.follows(part) or self._streams.follows(self._next_part(part))
-        return follows or self._rent.should_buy(part)
+        return self._rent.should_buy(part)
 
     def _expected_part(self, chunk: int, i: int) -> Part:
         """The part an item begins in, guessed from the mean item size when its offset is not resident."""

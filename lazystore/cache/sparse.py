@@ -34,7 +34,7 @@ MAX_GUESS = 128 * KIB
 GUESS_VARIATION = 0.5
 #: Items closer than this are fetched in one request.
 LOCAL_GAP = 16 * KIB
-REMOTE_GAP = 8 * KIB
+REMOTE_GAP = 32 * KIB
 #: Bytes of items fetched in one batch by get_many.
 BATCH_BYTES = 16 * KIB * KIB
 

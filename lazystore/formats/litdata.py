@@ -12,7 +12,7 @@ import json
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from lazystore.errors import FormatError, UnsupportedError
 from lazystore.formats.compression import require_codec
@@ -159,7 +159,7 @@ def _chunks(chunks: list[Any], place: str) -> tuple[list[str], array[int], array
     return names, counts, hints, dims
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from models import classic
 from support import datasets
@@ -114,7 +114,6 @@ def judge(read: Callable[[], Any], data: bytes, k: int) -> None:
     assert datasets.same(found, item_of(data, k))
 
 
-@settings(max_examples=150)
 @given(st.dictionaries(st.sampled_from(range(CHUNKS)), st.lists(mutations, min_size=1, max_size=3), min_size=1))
 @example({1: [lambda d: d[:4] + d[8:]]})
 def test_mutated_chunks_give_what_their_bytes_say_or_an_error(
@@ -213,7 +212,6 @@ def harmless(folder: Path, **options: Any) -> None:
 SPEC = json.loads(INDEX["config"]["data_spec"])
 
 
-@settings(max_examples=300)
 @given(st.data())
 def test_a_mutated_index_is_read_or_refused(data: st.DataObject) -> None:
     index = INDEX
@@ -230,7 +228,6 @@ def test_a_mutated_index_is_read_or_refused(data: st.DataObject) -> None:
         harmless(folder, item_loader=TokensLoader(3), allow_pickle=False)
 
 
-@settings(max_examples=100)
 @given(st.lists(mutations, min_size=1, max_size=2))
 def test_an_index_with_mutated_bytes_is_read_or_refused(steps: list[Callable[[bytes], bytes]]) -> None:
     content = GOOD["index.json"]

@@ -1,0 +1,28 @@
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from typing_extensions import Buffer, disjoint_base
+
+from lazystore.errors import FormatError
+
+__test__: dict[str, Any]
+
+@disjoint_base
+class DecodePlan:
+    @property
+    def n_leaves(self) -> int: ...
+    @property
+    def headless(self) -> bool: ...
+    @property
+    def names(self) -> tuple[Any, ...]: ...
+    def __new__(
+        cls,
+        leaves: Iterable[tuple[str, Any]],
+        tree: Iterable[tuple[Any, ...]],
+        *,
+        names: Iterable[Any],
+        headless: bool = False,
+    ) -> DecodePlan: ...
+    def __call__(self, item: Buffer) -> Any: ...
+    def size_error(self, n: int) -> FormatError: ...
+    def __reduce__(self) -> NoReturn: ...
