@@ -382,6 +382,7 @@ cdef class Fill:
     cdef uint32_t epoch
     cdef int exports
     cdef bint done
+    cdef bint released
 
     def __cinit__(self):
         self.frame = NOWHERE
@@ -405,6 +406,8 @@ cdef class Fill:
 
     def __releasebuffer__(self, Py_buffer* view):
         self.exports -= 1
+        if self.released and self.exports == 0:
+            self._drop()
 
     def __len__(self):
         return 0 if self.over() else self.store.frames[self.frame].used
@@ -431,7 +434,12 @@ cdef class Fill:
             raise ClosedError("this fill is over")
         if not 0 < nbytes <= self.store.frames[self.frame].used:
             raise ConfigError(f"a part of {self.store.frames[self.frame].used} bytes cannot shrink to {nbytes}")
-        self.store.frames[self.frame].used = nbytes
+        cdef Frame* frame = &self.store.frames[self.frame]
+        cdef uint64_t block = <uint64_t>self.store.frame_bytes >> 6
+        cdef uint64_t blocks = (nbytes + block - 1) // block
+        frame.used = nbytes
+        if blocks < 64:
+            frame.landed &= (<uint64_t>1 << blocks) - 1
 
     def commit(self, bint everything=True):
         """The part is complete and readable; the fill keeps the frame pinned until it is dropped.
@@ -465,15 +473,31 @@ cdef class Fill:
             self.store.give_up(self.frame)
         self.done = True
 
-    def __dealloc__(self):
-        # Buffers hold a reference to the fill, so nobody can write any more. Leases may still look at what
-        # had landed: the frame is free again with the last of them.
+    def release(self):
+        """Take the pin off now, or with the last memoryview: a part not committed is given up. Twice is fine.
+
+        Dropping the fill does the same; this does not wait for whoever still refers to it, a traceback, say.
+        """
+        self.abort()
+        self.released = True
+        if self.exports == 0:
+            self._drop()
+
+    cdef void _drop(self) noexcept:
+        # Leases may still look at what had landed: the frame is free again with the last of them.
         cdef FrameStore store = self.store
-        if store is None or store.frames == NULL or store.frames[self.frame].epoch != self.epoch:
+        cdef int32_t frame = self.frame
+        self.frame = NOWHERE
+        self.done = True
+        if frame == NOWHERE or store is None or store.frames == NULL or store.frames[frame].epoch != self.epoch:
             return
-        store.give_up(self.frame)
-        store.frames[self.frame].fill = 0
-        unpin(store, self.frame)
+        store.give_up(frame)
+        store.frames[frame].fill = 0
+        unpin(store, frame)
+
+    def __dealloc__(self):
+        # Buffers hold a reference to the fill, so nobody can write any more.
+        self._drop()
 
     def __repr__(self):
         return f"<Fill of chunk {self.key >> 32}, part {self.key & 0xFFFFFFFF}>"
@@ -571,8 +595,3 @@ cdef Lease lease_bytes(bytes owner):
     lease.ptr = <const uint8_t*>PyBytes_AS_STRING(owner)
     lease.length = PyBytes_GET_SIZE(owner)
     return lease
-
-
-def owned_lease(bytes data not None):
-    """A lease over a private copy: what ``view`` returns for bytes that no single frame holds."""
-    return lease_bytes(data)

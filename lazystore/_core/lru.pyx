@@ -240,8 +240,7 @@ cdef class LruMap:
         self.capacity = capacity
         self.version += 1
         for slot in range(before, capacity):
-            links[slot].queue = NOWHERE
-            links[slot].weight = 0
+            links[slot] = Link(prev=NOWHERE, next=NOWHERE, queue=NOWHERE, weight=0)
             queue_push_back(links, self.queues, FREE_SLOTS, slot)
         slot = self.queues[USED_SLOTS].head
         while slot != NOWHERE:

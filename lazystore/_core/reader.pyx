@@ -315,40 +315,54 @@ cdef class Reader:
         cdef FrameStore store = self.store
         cdef DecodePlan plan = self.plan
         cdef uint64_t at = begin + 4 * <uint64_t>plan.n_leaves
-        cdef uint64_t part, size
+        cdef uint64_t part, size, base = begin >> store.shift << store.shift
+        cdef int32_t f
         cdef int k
         cdef bytes sizes
-        cdef list values = []
+        cdef list values = [], held = []
         if plan.headless or end - begin < ACROSS_BYTES or at > end:
             return self.decode_buffer(self.gather(chunk, begin, end, scan))
         sizes = self.gather(chunk, begin, at, scan)
+        # By number from now on: while Python code decodes a leaf, the filler of a part may give it up, and its key.
         for part in range(begin >> store.shift, ((end - 1) >> store.shift) + 1):
-            pin(store, store.find(part_key(chunk, part)))
+            held.append(store.find(part_key(chunk, part)))
+        for f in held:
+            pin(store, f)
         try:
             for k in range(plan.n_leaves):
                 size = load_offset(<const uint8_t*>PyBytes_AS_STRING(sizes) + 4 * k, 4)
                 if size > end - at:
                     raise plan.size_error(end - begin)
-                values.append(self.leaf_across(&plan.leaves[k], chunk, at, size))
+                values.append(self.leaf_across(&plan.leaves[k], held, at - base, size))
                 at += size
             if at != end:
                 raise plan.size_error(end - begin)
             return plan.build(values)
         finally:
-            # Pinned parts are still found; a store that was closed meanwhile lives until the last unpin.
-            for part in range(begin >> store.shift, ((end - 1) >> store.shift) + 1):
-                unpin(store, store.find(part_key(chunk, part)))
+            # A store that was closed meanwhile lives until the last of these.
+            for f in held:
+                unpin(store, f)
 
-    cdef object leaf_across(self, Leaf* leaf, int64_t chunk, uint64_t at, uint64_t size):
-        """One leaf of pinned frames: in place when one frame holds it, else from a copy."""
+    cdef object leaf_across(self, Leaf* leaf, list held, uint64_t at, uint64_t size):
+        """One leaf that begins ``at`` bytes into the pinned frames: in place when one holds it, else from a copy."""
         cdef FrameStore store = self.store
-        cdef uint64_t inside = at & (store.frame_bytes - 1)
+        cdef uint64_t inside = at & (store.frame_bytes - 1), n, left = size
         cdef bytes data
+        cdef uint8_t* to
         cdef int32_t f
         if size and inside + size <= <uint64_t>store.frame_bytes:
-            f = store.find(part_key(chunk, at >> store.shift))
+            f = held[at >> store.shift]
             return self.plan.leaf(leaf, store.arena + (<uint64_t>f << store.shift) + inside, size)
-        data = self.gather(chunk, at, at + size, True)
+        data = PyBytes_FromStringAndSize(NULL, size)
+        to = <uint8_t*>PyBytes_AS_STRING(data)
+        while left:
+            f = held[at >> store.shift]
+            inside = at & (store.frame_bytes - 1)
+            n = min(left, store.frame_bytes - inside)
+            memcpy(to, store.arena + (<uint64_t>f << store.shift) + inside, n)
+            to += n
+            at += n
+            left -= n
         if leaf.op == OP_BYTES:
             return data
         return self.plan.leaf(leaf, <const uint8_t*>PyBytes_AS_STRING(data), size)
@@ -358,7 +372,7 @@ cdef class Reader:
         cdef str place = self.loader.place(chunk, i)
         if not isinstance(error, FormatError):
             raise FormatError(f"{place}: {error}") from error
-        if str(error).startswith(place.rpartition(", item ")[0]):
+        if str(error).startswith(place.rpartition(", item ")[0] or place):
             raise error
         raise type(error)(f"{place}: {error}") from error
 
@@ -520,14 +534,24 @@ cdef class Reader:
 
     # -- looking ------------------------------------------------------------------------
 
+    cdef bint has(self, int64_t chunk, uint64_t i) noexcept:
+        """Whether an item can be had without I/O; looking is no access."""
+        cdef uint64_t begin = 0, end = 0
+        cdef uint32_t length
+        cdef int32_t frame
+        if self.span(chunk, i, &begin, &end, &frame) != FOUND:
+            return False
+        return (
+            self.resident(chunk, begin, end)
+            or self.store.find_piece(ITEM_PIECE, chunk, i, &length, &frame) != NULL
+        )
+
     def is_resident(self, index):
-        """Whether an item can be had without I/O. Changes no recency."""
-        cdef uint64_t i = self.normal(index), begin = 0, end = 0
+        """Whether an item can be had without I/O. Counts as no access."""
+        cdef uint64_t i = self.normal(index)
         cdef int64_t chunk = self.chunk_of(i)
-        cdef const uint8_t* p = NULL
-        cdef int32_t frame = -1
         self.store.require_open()
-        return self.locate(chunk, i - self.starts[chunk], True, &begin, &end, &p, &frame) in (FOUND, STRADDLES)
+        return self.has(chunk, i - self.starts[chunk])
 
     def resident_span(self, int64_t chunk, uint64_t i):
         """``(begin, end)`` of item i of a chunk from resident offsets.
@@ -553,18 +577,12 @@ cdef class Reader:
 
     def items_resident(self, int64_t chunk):
         """How many items of a chunk can be had without I/O. Cost: O(items of the chunk), in C."""
-        cdef uint64_t i, n, begin = 0, end = 0, count = 0
-        cdef int32_t frame
-        cdef uint32_t length
+        cdef uint64_t i, n, count = 0
         self._check_chunk(chunk)
         self.store.require_open()
         n = self.starts[chunk + 1] - self.starts[chunk]
         for i in range(n):
-            if self.span(chunk, i, &begin, &end, &frame) == FOUND and (
-                self.resident(chunk, begin, end)
-                or self.store.find_piece(ITEM_PIECE, chunk, i, &length, &frame) != NULL
-            ):
-                count += 1
+            count += self.has(chunk, i)
         return count
 
     def __reduce__(self):

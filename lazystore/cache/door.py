@@ -12,7 +12,7 @@ from typing import Protocol
 
 from lazystore._core.offsets import check_offsets
 from lazystore._core.reader import Reader
-from lazystore.errors import FormatError, UnsupportedError
+from lazystore.errors import FormatError, LazyStoreError, UnsupportedError
 from lazystore.fetch.source import Read, Source
 from lazystore.formats.litdata import FRAMED_MAGIC, OFFSET_WIDTH, OFFSETS_AT, ROWS_MAGIC
 
@@ -54,6 +54,11 @@ class Door:
 
     def chunk_place(self, chunk: int) -> str:
         return f"{self.source.url}/{self.layout.names[chunk]} (chunk {chunk})"
+
+    def placed(self, chunk: int, error: LazyStoreError) -> LazyStoreError:
+        """The same error with the chunk in front of it, unless it is there already."""
+        place = self.chunk_place(chunk)
+        return error if str(error).startswith(place) else type(error)(f"{place}: {error}")
 
     def admit(self, chunk: int, size: int, head: bytes) -> None:
         """Open a chunk: its inflated ``size`` and first bytes fit the index.

@@ -13,7 +13,7 @@ from lazystore._core.reader import Reader
 from lazystore.cache.door import HEAD_BYTES, Door
 from lazystore.cache.flight import Arrivals, Deadline
 from lazystore.cache.inflate import ChunkInflater
-from lazystore.errors import FormatError
+from lazystore.errors import BudgetTooSmallError, FormatError
 from lazystore.fetch.source import Source
 from lazystore.formats.litdata import OFFSET_WIDTH
 
@@ -83,17 +83,16 @@ class InflatedChunks:
                 inflater.skip(nbytes, deadline)
                 continue
             try:
-                view = memoryview(fill)
-                inflater.readinto(view, deadline)
-                self._door.check_table(chunk, view, part * frame)
+                with memoryview(fill) as view:
+                    inflater.readinto(view, deadline)
+                    self._door.check_table(chunk, view, part * frame)
                 fill.commit()
-            except BaseException:
-                fill.abort()
-                raise
+                if part == last:
+                    fills.append(fill)
             finally:
+                if fill not in fills:
+                    fill.release()
                 self._arrivals.announce()
-            if part == last:
-                fills.append(fill)
         return fills
 
     def _stream_at(self, chunk: int, position: int, deadline: Deadline) -> ChunkInflater:
@@ -108,15 +107,14 @@ class InflatedChunks:
 
     def _admit(self, chunk: int, deadline: Deadline) -> None:
         self._open = None
-        inflater = self._stream_at(chunk, 0, deadline)
         try:
+            inflater = self._stream_at(chunk, 0, deadline)
             head = memoryview(bytearray(HEAD_BYTES))
             got = inflater.read_some(head, deadline)
             length = self._length(chunk, inflater, bytes(head[:got]), deadline)
             self._door.admit(chunk, length, bytes(head[:got]))
-        except FormatError as error:
-            place = self._door.chunk_place(chunk)
-            raise error if str(error).startswith(place) else type(error)(f"{place}: {error}") from None
+        except (FormatError, BudgetTooSmallError) as error:
+            raise self._door.placed(chunk, error) from None
         finally:
             self._open = None
 

@@ -22,6 +22,7 @@ from lazystore.cache.inflated import InflatedChunks
 from lazystore.cache.sparse import SparseReads
 from lazystore.errors import (
     ArenaFullError,
+    BudgetTooSmallError,
     DatasetNotFoundError,
     FetchError,
     FetchTimeoutError,
@@ -207,6 +208,14 @@ class ChunkMemory:
     def _from_frames(self, chunk: int, i: int, scan: bool, deadline: Deadline) -> Buffer:
         """Bring the frames of an item in and take its bytes out; the fills pin them until then."""
         held: list[Fill] = []
+        try:
+            return self._brought(chunk, i, scan, deadline, held)
+        finally:
+            # Not left to reference counts: the traceback of an error that somebody keeps would keep the frames.
+            for fill in held:
+                fill.release()
+
+    def _brought(self, chunk: int, i: int, scan: bool, deadline: Deadline, held: list[Fill]) -> Buffer:
         full: ArenaFullError | None = None
         while True:
             need = self._parts_needed(chunk, i, deadline)
@@ -266,9 +275,8 @@ class ChunkMemory:
         if self._compressed:
             try:
                 return self._inflated.fill(chunk, need[-1] if scan else need[0], scan, deadline)
-            except FormatError as error:
-                place = self._door.chunk_place(chunk)
-                raise error if str(error).startswith(place) else type(error)(f"{place}: {error}") from None
+            except (FormatError, BudgetTooSmallError) as error:
+                raise self._door.placed(chunk, error) from None
         parts = self._window(chunk, need, scan)
         try:
             return self._wave(parts, len(need), scan, deadline)
@@ -289,13 +297,18 @@ class ChunkMemory:
             part: Read(self._layout.names[part[0]], part[1] * self.store.frame_bytes, memoryview(fill))
             for part, fill in fills.items()
         }
+        landed = False
         try:
             sizes = self.source.run(list(reads.values()), stat=stat, timeout=deadline.left())
             for part, fill in fills.items():
                 self._land(part, fill, reads[part], sizes)
+            landed = True
         finally:
-            for fill in fills.values():
+            for part, fill in fills.items():
+                reads[part].view.release()
                 fill.abort()  # nothing after commit
+                if not landed:
+                    fill.release()
             self._arrivals.announce()
         for part in fills:
             self._rent.bought(part)
@@ -377,8 +390,12 @@ class ChunkMemory:
     def prefetch(self, wanted: Sequence[Part]) -> int:
         """Make items resident; returns how many were not. Waits for their bytes."""
         missing = [at for at in wanted if not self.reader.is_resident(self.reader.first_item(at[0]) + at[1])]
-        for _ in self.items(missing):
+        long = [at for at in missing if self._longer_than_frame(at[0])]
+        for _ in self.items([at for at in missing if not self._longer_than_frame(at[0])]):
             pass
+        for chunk, i in sorted(long):  # too long for pieces: only frames can keep them
+            if not self.reader.is_resident(self.reader.first_item(chunk) + i):
+                self.item(chunk, i, True)
         return len(missing)
 
     def reset_after_fork(self) -> None:

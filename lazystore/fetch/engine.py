@@ -192,6 +192,9 @@ class WireSource:
         except RuntimeError as error:
             call.close()
             raise ClosedError(f"the source {redact(self.url)!r} is closed; open it again") from error
+        except BaseException:
+            batch.abandon()  # an interrupt on the way there: what was sent must not land
+            raise
         try:
             future.result(batch.deadline.remaining() + STUCK_S)
         except concurrent.futures.CancelledError:

@@ -13,6 +13,8 @@ import json
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -137,6 +139,7 @@ class ObstoreWire:
         self._url = url.rstrip("/")
         self._thread = LoopThread("lazystore-obstore")
         self.loop: asyncio.AbstractEventLoop = self._thread.loop
+        self._quiet = _Quiet(self.loop)
 
     def url(self, name: str) -> str:
         return redact(f"{self._url}/{name}")
@@ -185,6 +188,8 @@ class ObstoreWire:
 
     def _judge(self, error: BaseException) -> None:
         """Raise the WireError if the error is one of obstore's; a Rust panic is, but is no Exception."""
+        if isinstance(error, asyncio.CancelledError):
+            self._quiet.cancelled()
         if isinstance(error, self._base_error):
             _translate(error)
         if type(error).__name__ == "PanicException":
@@ -195,10 +200,54 @@ class ObstoreWire:
         self._store = None
 
     def release(self) -> None:
+        self._quiet.wait()
         self._thread.stop()
 
     def defuse(self) -> None:
         defuse_loop(self.loop)
+
+
+class _Quiet:
+    """Knows when obstore's threads are done with Python.
+
+    Before 3.14 an interpreter that ends kills threads that ask for the GIL, and a Rust thread does not
+    survive that: the process would abort after a script's last line. Two things bring them here: handing a
+    result to the loop, which is observed, and noticing a cancellation, which is given a moment.
+    """
+
+    #: Seconds within which a cancelled request has let go, and the most that is waited for results.
+    CANCELLED_S = 0.1
+    RESULTS_S = 1.0
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        inside: set[int] = set()
+        hand_over = loop.call_soon_threadsafe
+
+        def observed(callback: Any, *args: Any, **kwargs: Any) -> Any:
+            me = threading.get_ident()
+            inside.add(me)
+            try:
+                return hand_over(callback, *args, **kwargs)
+            finally:
+                inside.discard(me)
+
+        loop.call_soon_threadsafe = observed  # type: ignore[method-assign, assignment]
+        self._inside = inside
+        self._loop = loop
+        self._until = 0.0
+
+    def cancelled(self) -> None:
+        """A request was cancelled just now."""
+        self._until = time.monotonic() + self.CANCELLED_S
+
+    def wait(self) -> None:
+        """Return when no thread of obstore's is on its way in or out; at most about a second."""
+        if asyncio._get_running_loop() is self._loop:
+            return  # the loop must not wait for itself; nobody is leaving the interpreter here
+        limit = time.monotonic() + self.RESULTS_S
+        while self._inside and time.monotonic() < limit:
+            time.sleep(0.001)
+        time.sleep(max(0.001, self._until - time.monotonic()))
 
 
 def _build(plan: StorePlan) -> Any:

@@ -296,7 +296,7 @@ def _memory(
     budget = config.max_memory_size
     window = min(max(budget // WINDOW_SHARE, min(MIN_WINDOW, budget // 2)), MAX_WINDOW) if compressed else 0
     reserved = window + (0 if source.local else BODY_COPIES * in_flight)
-    smallest = MIN_BYTES * (2 if compressed else 1) + (0 if source.local else BODY_COPIES * MIN_IN_FLIGHT)
+    smallest = (MIN_BYTES + (0 if source.local else BODY_COPIES * MIN_IN_FLIGHT)) * (2 if compressed else 1)
     if budget < smallest or budget - reserved < MIN_BYTES:
         raise BudgetTooSmallError(
             f"a memory budget of {budget} bytes is too small for {source.url}: give at least {smallest} bytes "

@@ -32,7 +32,6 @@ def test_an_item_as_long_as_the_frame_buys_it_at_once() -> None:
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.lists(st.integers(0, 10**5), max_size=50))
 def test_rent_never_exceeds_twice_the_price(frame: int, request: int, items: list[int]) -> None:
-    """The promise of the rule: whatever comes, renting and then buying costs less than three prices."""
     rule, paid = RentOrBuy(frame, request), 0
     for item in items:
         if rule.should_buy(PART):

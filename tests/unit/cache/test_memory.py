@@ -17,6 +17,7 @@ from lazystore import EvictionPolicy, StreamingDataset
 from lazystore._core.decode import DecodePlan
 from lazystore._core.frames import FrameStore
 from lazystore._core.reader import Reader
+from lazystore._core.scan import ItemIterator
 from lazystore.cache.memory import ChunkMemory
 from lazystore.errors import (
     ClosedError,
@@ -54,6 +55,9 @@ class Bench:
         plan = DecodePlan(leaves, compile_tree(index.data_spec, len(leaves)), names=index.tags)
         self.reader: Reader = self.memory.attach(plan, index.counts, 0, None)
         source.waves.clear()
+
+    def scan(self, start: int, stop: int) -> ItemIterator:
+        return ItemIterator(self.reader, start, stop)
 
     def check(self) -> None:
         """Nothing is pinned or half-filled, and every invariant of the arena holds."""
@@ -127,7 +131,7 @@ def test_a_batch_asks_for_no_byte_twice(far: Bench) -> None:
 
 
 def test_a_batch_of_resident_items_asks_for_nothing(near: Bench) -> None:
-    list(near.reader.iterate(0, COUNT))
+    list(near.scan(0, COUNT))
     near.source.waves.clear()
     wanted = random.Random(6).choices(range(COUNT), k=300)
     datasets.check(near.reader.get_many(wanted), wanted, SIZE)
@@ -144,7 +148,7 @@ def test_dense_random_reads_end_up_fetching_whole_frames(near: Bench) -> None:
 
 
 def test_iterating_reads_each_byte_once_and_ahead(far: Bench) -> None:
-    datasets.check(far.reader.iterate(0, COUNT), range(COUNT), SIZE)
+    datasets.check(far.scan(0, COUNT), range(COUNT), SIZE)
     stored = sum(len(data) for name, data in far.source.objects.items() if name.endswith(".bin"))
     assert far.source.counters.bytes_fetched == stored
     parts = sum(-(-len(data) // far.store.frame_bytes) for name, data in far.source.objects.items() if ".bin" in name)
@@ -221,7 +225,7 @@ def test_the_arena_never_passes_its_budget(folder: Path) -> None:
                     bench.reader.get_many(chance.choices(range(COUNT), k=50))
                 case 2:
                     start = chance.randrange(COUNT - 200)
-                    datasets.check(bench.reader.iterate(start, start + 200), range(start, start + 200), SIZE)
+                    datasets.check(bench.scan(start, start + 200), range(start, start + 200), SIZE)
                 case _:
                     bench.reader.view(chance.randrange(COUNT))
             bench.check()
@@ -264,7 +268,7 @@ def together(count: int, work: Any) -> list[Any]:
 
 def test_many_scans_of_the_same_chunk_fetch_it_once(far: Bench) -> None:
     def scan(k: int) -> list[Any]:
-        return list(far.reader.iterate(0, COUNT))
+        return list(far.scan(0, COUNT))
 
     for items in together(6, scan):
         datasets.check(items, range(COUNT), SIZE)
@@ -275,10 +279,10 @@ def test_many_scans_of_the_same_chunk_fetch_it_once(far: Bench) -> None:
 def test_who_comes_while_a_part_is_fetched_waits_for_it(far: Bench) -> None:
     gate = far.source.before = Gate()
     found: list[Any] = []
-    first = threading.Thread(target=lambda: found.append(next(far.reader.iterate(0, 1))))
+    first = threading.Thread(target=lambda: found.append(next(far.scan(0, 1))))
     first.start()
-    assert gate.arrived.acquire(timeout=30)
-    others = [threading.Thread(target=lambda: found.append(next(far.reader.iterate(0, 1)))) for _ in range(4)]
+    assert gate.arrived.acquire(timeout=10)
+    others = [threading.Thread(target=lambda: found.append(next(far.scan(0, 1)))) for _ in range(4)]
     for thread in others:
         thread.start()
     assert not gate.arrived.acquire(timeout=0.2)  # nobody asks a second time
@@ -300,7 +304,7 @@ def test_when_a_fetch_fails_those_who_waited_try_for_themselves(folder: Path) ->
             raise FetchError("the line is cut")
 
     bench.source.before = refuse_once
-    found = together(5, lambda k: next(bench.reader.iterate(0, 1)))
+    found = together(5, lambda k: next(bench.scan(0, 1)))
     errors = [one for one in found if isinstance(one, Exception)]
     assert [str(error) for error in errors] == ["the line is cut"]
     datasets.check([one for one in found if not isinstance(one, Exception)], [0] * 4, SIZE)
@@ -313,11 +317,11 @@ def test_when_a_fetch_fails_those_who_waited_try_for_themselves(folder: Path) ->
 def test_a_slow_fetch_ends_at_the_deadline_for_those_who_wait(folder: Path) -> None:
     bench = Bench(DiarySource.of(folder), timeout=0.3, fallback=False)
     gate = bench.source.before = Gate()
-    owner = threading.Thread(target=lambda: next(bench.reader.iterate(0, 1)))
+    owner = threading.Thread(target=lambda: next(bench.scan(0, 1)))
     owner.start()
-    assert gate.arrived.acquire(timeout=30)
+    assert gate.arrived.acquire(timeout=10)
     with pytest.raises(FetchTimeoutError, match=r"chunk-0-0\.bin \(chunk 0\), item 0.*0\.3 s"):
-        next(bench.reader.iterate(0, 1))
+        next(bench.scan(0, 1))
     gate.open.set()
     owner.join(30)
     bench.check()
@@ -334,13 +338,13 @@ def test_when_frames_fail_to_stream_the_item_is_read_directly_once_logged(
             raise FetchError("large requests fail today")
 
     bench.source.before = no_frames
-    datasets.check(bench.reader.iterate(0, 40), range(40), SIZE)
+    datasets.check(bench.scan(0, 40), range(40), SIZE)
     assert bench.memory.fallbacks == 40
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
     assert "Streaming failed" in told[0] and "large requests fail today" in told[0] and "chunk-0-0.bin" in told[0]
     bench.source.before = lambda reads: None
-    datasets.check(bench.reader.iterate(0, COUNT), range(COUNT), SIZE)
+    datasets.check(bench.scan(0, COUNT), range(COUNT), SIZE)
     assert bench.memory.fallbacks == 40
     bench.check()
 
@@ -352,7 +356,7 @@ def test_without_fallback_the_failure_itself_comes_out(folder: Path) -> None:
         raise FetchError("the line is cut", url="diary://objects/x", begin=1, end=2, attempts=7)
 
     bench.source.before = refuse
-    for read in (lambda: next(bench.reader.iterate(0, 1)), lambda: bench.reader.get(5), lambda: bench.reader.get_many([1])):
+    for read in (lambda: next(bench.scan(0, 1)), lambda: bench.reader.get(5), lambda: bench.reader.get_many([1])):
         with pytest.raises(FetchError, match="the line is cut") as raised:
             read()
         assert raised.value.attempts == 7
@@ -369,7 +373,7 @@ def test_what_reading_directly_cannot_cure_is_not_tried_directly(folder: Path, e
 
     bench.source.before = refuse
     with pytest.raises(type(error)):
-        next(bench.reader.iterate(0, 1))
+        next(bench.scan(0, 1))
     assert bench.memory.fallbacks == 0
     bench.check()
 
@@ -386,7 +390,7 @@ def test_trouble_in_what_is_read_ahead_is_told_when_it_is_asked_for(folder: Path
             "empty": b"", "other count": b"\1\0\0\0" + data[4:], "bad table": data[:8] + b"\xff" * 4 + data[12:],
         }[trouble]  # fmt: skip
     bench = Bench(source)
-    items = bench.reader.iterate(0, COUNT)
+    items = bench.scan(0, COUNT)
     datasets.check([next(items) for _ in range(PER_CHUNK)], range(PER_CHUNK), SIZE)
     assert bench.memory.fallbacks == 0
     with pytest.raises((DatasetNotFoundError, FormatError), match=r"chunk-0-1\.bin"):
@@ -402,19 +406,19 @@ def test_an_interrupt_in_the_middle_of_a_fetch_leaves_nothing_behind(far: Bench)
         raise KeyboardInterrupt
 
     far.source.before = interrupt
-    for read in (lambda: next(far.reader.iterate(0, 1)), lambda: far.reader.get(7), lambda: far.reader.get_many([7, 8])):
+    for read in (lambda: next(far.scan(0, 1)), lambda: far.reader.get(7), lambda: far.reader.get_many([7, 8])):
         with pytest.raises(KeyboardInterrupt):
             read()
         far.check()
     far.source.before = lambda reads: None
-    datasets.check(far.reader.iterate(0, 50), range(50), SIZE)
+    datasets.check(far.scan(0, 50), range(50), SIZE)
 
 
 def test_closing_in_the_middle_of_a_fetch_is_a_closed_error(folder: Path) -> None:
     bench = Bench(DiarySource.of(folder))
     bench.source.before = lambda reads: bench.memory.close()
     with pytest.raises(ClosedError):
-        next(bench.reader.iterate(0, 1))
+        next(bench.scan(0, 1))
     with pytest.raises(ClosedError):
         bench.reader.get(0)
     assert bench.source.closed
@@ -437,5 +441,5 @@ def test_wrong_sizes_in_the_index_cost_requests_but_change_nothing(folder: Path,
         bench = Bench(source, budget)
         datasets.check((bench.reader.get(i) for i in order), order, SIZE)
         datasets.check(Bench(source, budget).reader.get_many(order), order, SIZE)
-        datasets.check(Bench(source, budget).reader.iterate(0, COUNT), range(COUNT), SIZE)
+        datasets.check(Bench(source, budget).scan(0, COUNT), range(COUNT), SIZE)
         bench.check()

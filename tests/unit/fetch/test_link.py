@@ -86,6 +86,24 @@ def test_an_unclosed_source_says_nothing_at_exit(
     run("check()", served, portable(kind, open_kind), *flags)
 
 
+@pytest.mark.parametrize("kind", ["http", "s3", "obstore-http", "obstore-s3"])
+@pytest.mark.parametrize("ending", ["", "source.close()"])
+def test_a_script_may_end_on_the_heels_of_a_request_that_was_given_up(
+    kind: str, ending: str, open_kind: OpenKind, served: Path, faultless: ObjectStore
+) -> None:
+    faultless.configure(latency_ms=300)
+    script = f"""
+        check()
+        try:
+            source.run(reads(), timeout=0.05)
+        except FetchTimeoutError:
+            print("given up")
+        {ending}
+    """
+    done = run(script, served, portable(kind, open_kind), "-W", "always::ResourceWarning")
+    assert done.stdout == "given up\n"
+
+
 @pytest.mark.parametrize("kind", [kind for kind in ALL if kind != "faulty"])
 def test_a_forked_child_reads_and_leaves_its_parent_alone(kind: str, open_kind: OpenKind, served: Path) -> None:
     script = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import threading
@@ -440,11 +441,13 @@ class _OneAnswer:
 
     def __init__(self, *answers: str) -> None:
         self._answers = [answer.encode() for answer in answers]
+        self._writers: list[asyncio.StreamWriter] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
     async def _serve(self) -> tuple[asyncio.Server, int]:
         async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.append(writer)
             try:
                 while True:
                     _OneAnswer.last_request = await reader.readuntil(b"\r\n\r\n")
@@ -463,9 +466,12 @@ class _OneAnswer:
     def __exit__(self, *_: object) -> None:
         async def stop() -> None:
             self._server.close()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
-            await asyncio.sleep(0.01)
+            for writer in self._writers:
+                writer.close()
+            for writer in self._writers:
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
         asyncio.run_coroutine_threadsafe(stop(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -327,82 +327,6 @@ def test_an_item_larger_than_memory_is_an_error_when_fallback_is_refused(tmp_pat
 
 # -- looking at memory ----------------------------------------------------------------------
 
-STATS = {
-    "total_memory_usage", "max_memory_size", "memory_utilization", "num_chunks_cached", "hits", "misses",
-    "evictions", "bytes_fetched", "bytes_wasted", "requests", "retries", "fallbacks", "in_flight_bytes",
-    "high_water_mark",
-}  # fmt: skip
-
-
-def test_statistics_have_every_documented_key(dataset: StreamingDataset) -> None:
-    found = dataset.get_memory_stats()
-    assert found.keys() >= STATS | {"chunks"}
-    assert found["evictions"].keys() == {"capacity", "scan", "pieces"}
-    short = dataset.stats()
-    assert short.keys() >= STATS | {"url", "items", "n_chunks"}
-    assert "chunks" not in short
-    assert (short["items"], short["n_chunks"]) == (COUNT, 8)
-
-
-def test_statistics_count_hits_misses_and_bytes(folder: Path) -> None:
-    stored = sum(path.stat().st_size for path in folder.glob("*.bin"))
-    index = (folder / "index.json").stat().st_size
-    with StreamingDataset(folder, memory="1MB") as dataset:
-        before = dataset.get_memory_stats()
-        assert (before["hits"], before["misses"], before["num_chunks_cached"], before["chunks"]) == (0, 0, 0, {})
-        list(dataset)
-        after = dataset.get_memory_stats()
-        assert after["hits"] + after["misses"] == COUNT
-        assert after["bytes_fetched"] in (stored, stored + index)
-        assert after["num_chunks_cached"] == len(after["chunks"]) == 8
-        assert sum(after["evictions"].values()) == 0
-        assert after["max_memory_size"] == 1_000_000
-        assert after["memory_utilization"] == after["total_memory_usage"] / 1_000_000
-        assert stored <= after["total_memory_usage"] <= after["high_water_mark"] <= 1_000_000
-        list(dataset)
-        again = dataset.get_memory_stats()
-        assert again["hits"] == after["hits"] + COUNT
-        assert (again["misses"], again["bytes_fetched"]) == (after["misses"], after["bytes_fetched"])
-
-
-def test_statistics_describe_each_chunk(folder: Path) -> None:
-    with StreamingDataset(folder, memory="1MB") as dataset:
-        for _ in range(3):
-            datasets.check(dataset[:50], range(50))
-        list(iter(dataset))
-        chunks = dataset.get_memory_stats()["chunks"]
-        assert sorted(chunks) == list(range(8))
-        for chunk, entry in chunks.items():
-            size = (folder / f"chunk-0-{chunk}.bin").stat().st_size
-            assert (entry["size"], entry["bytes_total"]) == (size, size)
-            assert entry["complete"] is True
-            assert entry["items_available"] == 50
-            assert entry["hits"] > 0
-            assert entry["idle_seconds"] >= 0
-            assert entry["pins"] == 0
-        with dataset.view(60):
-            assert dataset.get_memory_stats()["chunks"][1]["pins"] == 1
-
-
-def test_statistics_of_each_chunk_can_be_switched_off(folder: Path) -> None:
-    quiet = InMemoryItemLoader(StreamingConfig(enable_memory_monitoring=False))
-    with StreamingDataset(folder, item_loader=quiet) as dataset:
-        list(dataset)
-        assert dataset.get_memory_stats()["chunks"] == {}
-        assert dataset.get_memory_stats()["num_chunks_cached"] == 8
-
-
-def test_evictions_are_counted_and_the_budget_holds(folder: Path) -> None:
-    with StreamingDataset(folder, memory=TINY) as dataset:
-        for _ in range(2):
-            list(dataset)
-            dataset.get_many(range(0, COUNT, 3))
-        found = dataset.get_memory_stats()
-        assert sum(found["evictions"].values()) > 10
-        assert found["total_memory_usage"] <= found["high_water_mark"] <= TINY
-        assert 0 < found["memory_utilization"] <= 1
-
-
 def test_availability_means_that_no_file_is_read(folder: Path, tmp_path: Path) -> None:
     moved = datasets.copy(folder, tmp_path / "moved")
     with StreamingDataset(moved, memory="1MB") as dataset:
@@ -526,16 +450,6 @@ def test_a_closed_dataset_refuses_every_read(folder: Path) -> None:
             read()
     assert len(dataset) == COUNT
     assert "closed" in repr(dataset)
-
-
-def test_a_closed_dataset_uses_no_memory_and_keeps_its_counts(folder: Path) -> None:
-    with StreamingDataset(folder) as dataset:
-        list(dataset)
-        before = dataset.stats()
-    after = dataset.get_memory_stats()
-    assert (after["num_chunks_cached"], after["chunks"]) == (0, {})
-    assert (after["hits"], after["misses"]) == (before["hits"], before["misses"])
-    assert (after["total_memory_usage"], after["memory_utilization"]) == (0, 0.0)
 
 
 def test_closing_gives_descriptors_back(folder: Path) -> None:
