@@ -41,7 +41,7 @@ cdef class Reader:
     cdef object decode_at(self, const uint8_t* p, uint64_t n, int32_t frame)
     cdef object decode_buffer(self, object buffer)
     cdef object decode_across(self, int64_t chunk, uint64_t begin, uint64_t end, bint scan)
-    cdef object leaf_across(self, Leaf* leaf, list held, uint64_t at, uint64_t size)
+    cdef object leaf_across(self, Leaf* leaf, const int32_t* held, uint64_t at, uint64_t size)
     cdef int fail(self, int64_t chunk, uint64_t i, object error) except -1
     cdef object corrupt(self, int64_t chunk, uint64_t i, uint64_t begin, uint64_t end)
     cdef object read(self, int64_t chunk, uint64_t i, bint scan)

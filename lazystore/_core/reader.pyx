@@ -15,7 +15,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.number cimport PyNumber_AsSsize_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from lazystore._core.arena cimport ITEM_PIECE, TABLE_PIECE, part_key, pin, unpin
@@ -315,35 +315,41 @@ cdef class Reader:
         cdef FrameStore store = self.store
         cdef DecodePlan plan = self.plan
         cdef uint64_t at = begin + 4 * <uint64_t>plan.n_leaves
-        cdef uint64_t part, size, base = begin >> store.shift << store.shift
-        cdef int32_t f
+        cdef uint64_t size, first = begin >> store.shift
+        cdef Py_ssize_t n_held = 0, n_parts = <Py_ssize_t>(((end - 1) >> store.shift) + 1 - first)
+        cdef int32_t* held
         cdef int k
         cdef bytes sizes
-        cdef list values = [], held = []
+        cdef list values
         if plan.headless or end - begin < ACROSS_BYTES or at > end:
             return self.decode_buffer(self.gather(chunk, begin, end, scan))
         sizes = self.gather(chunk, begin, at, scan)
-        # By number from now on: while Python code decodes a leaf, the filler of a part may give it up, and its key.
-        for part in range(begin >> store.shift, ((end - 1) >> store.shift) + 1):
-            held.append(store.find(part_key(chunk, part)))
-        for f in held:
-            pin(store, f)
+        # By number from here on: while Python code decodes a leaf, a filler may give a part up, and with it its key.
+        # No list before the pins: making one may run the garbage collector, and that anything.
+        held = <int32_t*>malloc(n_parts * sizeof(int32_t))
+        if held == NULL:
+            raise MemoryError(f"no memory to decode an item of {end - begin} bytes")
+        for n_held in range(n_parts):
+            held[n_held] = store.find(part_key(chunk, first + n_held))
+            pin(store, held[n_held])
         try:
+            values = []
             for k in range(plan.n_leaves):
                 size = load_offset(<const uint8_t*>PyBytes_AS_STRING(sizes) + 4 * k, 4)
                 if size > end - at:
                     raise plan.size_error(end - begin)
-                values.append(self.leaf_across(&plan.leaves[k], held, at - base, size))
+                values.append(self.leaf_across(&plan.leaves[k], held, at - (first << store.shift), size))
                 at += size
             if at != end:
                 raise plan.size_error(end - begin)
             return plan.build(values)
         finally:
             # A store that was closed meanwhile lives until the last of these.
-            for f in held:
-                unpin(store, f)
+            for n_held in range(n_parts):
+                unpin(store, held[n_held])
+            free(held)
 
-    cdef object leaf_across(self, Leaf* leaf, list held, uint64_t at, uint64_t size):
+    cdef object leaf_across(self, Leaf* leaf, const int32_t* held, uint64_t at, uint64_t size):
         """One leaf that begins ``at`` bytes into the pinned frames: in place when one holds it, else from a copy."""
         cdef FrameStore store = self.store
         cdef uint64_t inside = at & (store.frame_bytes - 1), n, left = size
