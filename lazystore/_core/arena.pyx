@@ -67,6 +67,15 @@ cdef uint64_t power_of_two(uint64_t n) noexcept nogil:
     return p
 
 
+cdef uint64_t piece_slots(int64_t max_bytes) noexcept:
+    return power_of_two(<uint64_t>max(max_bytes // BYTES_PER_PIECE_SLOT, 64) // 2 + 1)
+
+
+cdef int64_t fixed_bytes(int64_t max_bytes) noexcept:
+    """Bytes of a budget that go to tables, whatever the frames."""
+    return <int64_t>piece_slots(max_bytes) * 8 + 4096
+
+
 def frame_size_for(int64_t max_bytes):
     """Frame size in bytes for a budget: 1/32 of it or less, a power of two in 4 KiB .. 1 MiB."""
     cdef int64_t size = MIN_FRAME
@@ -85,14 +94,15 @@ cdef class Arena:
             frame_bytes = frame_size_for(max_bytes)
         if frame_bytes < MIN_FRAME or frame_bytes & (frame_bytes - 1) or frame_bytes > 1 << 30:
             raise ConfigError(f"frame_bytes={frame_bytes} must be a power of two from {MIN_FRAME} to 2**30")
-        cdef uint64_t n_pieces = power_of_two(<uint64_t>max(max_bytes // BYTES_PER_PIECE_SLOT, 64) // 2 + 1)
-        cdef int64_t fixed = <int64_t>n_pieces * 8 + 4096
+        cdef uint64_t n_pieces = piece_slots(max_bytes)
         cdef int64_t per_frame = frame_bytes + sizeof(Frame) + sizeof(Link) + 8 * 4 + 8 * 4
-        cdef int64_t n = (max_bytes - fixed) // per_frame
+        cdef int64_t n = (max_bytes - fixed_bytes(max_bytes)) // per_frame
+        cdef int64_t least = MIN_BYTES
         if n < MIN_FRAMES or max_bytes < MIN_BYTES:
+            while (least - fixed_bytes(least)) // per_frame < MIN_FRAMES:
+                least += per_frame // 8
             raise BudgetTooSmallError(
-                f"a budget of {max_bytes} bytes holds {max(n, 0)} frames of {frame_bytes}; "
-                f"give at least {max(MIN_BYTES, fixed + MIN_FRAMES * per_frame)} bytes"
+                f"a budget of {max_bytes} bytes holds {max(n, 0)} frames of {frame_bytes}; give at least {least} bytes"
             )
         cdef uint64_t n_slots = power_of_two(2 * n)
         self.max_bytes = max_bytes

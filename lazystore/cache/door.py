@@ -41,9 +41,11 @@ class Door:
     Parameters:
         layout: what the index says.
         source: for the few bytes a diagnosis needs.
+        compressed: stored bytes are not the chunk's own, so its last ones cannot be looked at.
     """
 
-    def __init__(self, layout: ChunkLayout, source: Source) -> None:
+    def __init__(self, layout: ChunkLayout, source: Source, *, compressed: bool = False) -> None:
+        self._compressed = compressed
         self.layout = layout
         self.source = source
         self.reader: Reader | None = None
@@ -112,7 +114,7 @@ class Door:
 
     def _refuse_rows(self, chunk: int, size: int) -> None:
         """Arrow-row chunks have a classic table of empty items; their last bytes tell."""
-        if size < self.layout.table_end(chunk) + ROWS_TRAILER:
+        if self._compressed or size < self.layout.table_end(chunk) + ROWS_TRAILER:
             return
         tail = memoryview(bytearray(ROWS_TRAILER))
         self.source.run([Read(self.layout.names[chunk], size - ROWS_TRAILER, tail)], timeout=30.0)

@@ -88,7 +88,7 @@ class ChunkMemory:
         self._compressed = compressed
         self._max_window = max_window
         self._layout = layout
-        self._door = Door(layout, source)
+        self._door = Door(layout, source, compressed=compressed)
         self._arrivals = Arrivals()
         request = LOCAL_REQUEST_BYTES if source.local else REMOTE_REQUEST_BYTES
         self._rent = RentOrBuy(store.frame_bytes, request)

@@ -193,12 +193,14 @@ class SparseReads:
 
     def items(self, wanted: Sequence[Wanted], deadline: Deadline) -> Iterator[tuple[int, bytes | memoryview]]:
         """Yield (position in ``wanted``, bytes) for each; at most two waves for up to 16 MiB of items."""
+        # What is known now may be evicted by another thread a moment later: spans are noted once.
+        known = [self._known(chunk, i) for chunk, i in wanted]
         unknown: dict[int, list[int]] = {}
-        for chunk, i in wanted:
-            if self._known(chunk, i) is None:
+        for (chunk, i), span in zip(wanted, known, strict=True):
+            if span is None:
                 unknown.setdefault(chunk, []).append(i)
         tables = self._locate(unknown, deadline) if unknown else {}
-        spans = [self._span(chunk, i, tables) for chunk, i in wanted]
+        spans = [span or self._span(chunk, i, tables) for (chunk, i), span in zip(wanted, known, strict=True)]
         order = sorted(range(len(wanted)), key=lambda k: (wanted[k][0], spans[k]))
         batch: list[int] = []
         size = 0

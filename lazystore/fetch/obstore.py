@@ -171,10 +171,10 @@ class ObstoreWire:
             raise
 
     async def _pour(self, answer: Any, length: int, landing: Landing) -> None:
-        landing.expect(min(length, PIECE))
         if length <= PIECE:
             landing.write(await answer.bytes_async())
             return
+        landing.expect(PIECE)
         async for piece in answer.stream(min_chunk_size=PIECE):
             landing.write(piece)
             landing.expect(PIECE)

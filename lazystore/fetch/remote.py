@@ -128,6 +128,8 @@ def _connect_s3(url: str, settings: dict[str, Any], connections: int) -> Wire:
 def _connect_other(url: str, settings: dict[str, Any], connections: int) -> Wire:
     core: Any = importlib.import_module("fsspec.core")
     asyn: Any = importlib.import_module("fsspec.asyn")
+    if url.startswith("azure://"):
+        url = "az" + url.removeprefix("azure")  # LitData's name of the protocol, adlfs knows it as az
     fs, root = core.url_to_fs(url, skip_instance_cache=True, **settings)
     # By type: caching filesystems answer isinstance() and async_impl in the name of what they wrap.
     if issubclass(type(fs), asyn.AsyncFileSystem) and fs.async_impl:

@@ -114,11 +114,8 @@ class DecodePlanModel:
         self.headless = headless
 
     def __call__(self, item: bytes) -> Any:
-        """Sizes are checked leaf by leaf, as the plan does, so that the first fault of an item decides."""
-        if self.headless:
-            parts = [item]
-        else:
-            parts = split(item, len(self.leaves))
+        """All sizes are checked before the first leaf; of several faults another one may show than in the plan."""
+        parts = [item] if self.headless else split(item, len(self.leaves))
         values = [leaf(op, argument, data) for (op, argument), data in zip(self.leaves, parts, strict=True)]
         return assemble(self.tree, values)
 

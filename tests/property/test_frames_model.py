@@ -38,6 +38,7 @@ class Filling:
     content: bytes
     writers: list[memoryview] = field(default_factory=list)
     over: bool = False
+    released: bool = False
 
 
 @dataclass
@@ -194,6 +195,19 @@ class FrameStoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.fills)
     @rule(pick=picks)
+    def release_fill(self, pick: int) -> None:
+        """The pin goes at once, whoever still refers to the fill; but not before the last writer."""
+        filling = self.fills[pick % len(self.fills)]
+        if filling.fill is None:
+            return
+        filling.fill.release()
+        if not filling.over:
+            self.model.give_up(filling.part)
+        filling.over = filling.released = True
+        self.forget_if_over(filling)
+
+    @precondition(lambda self: self.fills)
+    @rule(pick=picks)
     def keep_a_writer(self, pick: int) -> None:
         filling = self.fills[pick % len(self.fills)]
         if filling.fill is not None and not filling.over:
@@ -223,9 +237,11 @@ class FrameStoreMachine(RuleBasedStateMachine):
         self.forget_if_over(filling)
 
     def forget_if_over(self, filling: Filling) -> None:
-        if filling.fill is None and not filling.writers:
+        if filling.writers or not (filling.released or filling.fill is None):
+            return
+        self.model.drop_fill(filling.part)
+        if filling.fill is None:
             self.fills = [other for other in self.fills if other is not filling]
-            self.model.drop_fill(filling.part)
 
     @precondition(lambda self: not self.closed and not any(filling.writers for filling in self.fills))
     @rule()

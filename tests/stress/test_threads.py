@@ -259,8 +259,8 @@ deep = 0
 def nested(data):
     global deep
     deep += 1
-    if deep < 4:
-        dataset.get_many(random.Random(deep).choices(range(COUNT), k=30))
+    if deep < 3:
+        dataset.get_many(random.Random(deep).choices(range(COUNT), k=20))
         dataset[deep * 100]
         next(iter(dataset))
     deep -= 1

@@ -127,7 +127,7 @@ def test_any_cut_of_the_table_is_checked_entry_by_entry(
     offsets[where] = value
     data = table(count, *offsets)
     begin, end = sorted((begin % len(data), end % (len(data) + 1)))
-    door = opened(count)
+    door = opened(count, data.ljust(size, b"\0"))
     door.admit(0, size, data[:8])
     seen = [k for k in range(count + 1) if begin <= 4 + 4 * k and 8 + 4 * k <= end]
     run = [offsets[k] for k in seen]

@@ -130,6 +130,20 @@ def test_a_batch_asks_for_no_byte_twice(far: Bench) -> None:
         assert name != other or begin >= end
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_a_batch_over_more_tables_than_memory_holds(tmp_path: Path, local: bool) -> None:
+    """Fetching the tables that are missing may push out the ones that were there."""
+    chunks = [[datasets.item_bytes([(300 * c + i).to_bytes(8, "little")]) for i in range(300)] for c in range(100)]
+    folder = datasets.craft(tmp_path / "d", chunks, ["int"])
+    bench = Bench(DiarySource.of(folder, local=local), 65536)
+    wanted = [300 * c + 7 for c in range(100)]
+    for known in (0, 50, 99):
+        assert bench.reader.get(300 * known + 150) == 300 * known + 150
+        assert bench.reader.get_many(wanted) == wanted
+        assert bench.reader.get_many(wanted[::-1]) == wanted[::-1]
+    bench.check()
+
+
 def test_a_batch_of_resident_items_asks_for_nothing(near: Bench) -> None:
     list(near.scan(0, COUNT))
     near.source.waves.clear()
