@@ -134,6 +134,8 @@ class ChunkMemory:
         except (ArenaFullError, FetchError) as error:
             if not self._fallback or self._compressed:
                 raise
+            if deadline.passed():
+                raise
             self._count_fallback(chunk, error)
             return self._sparse.item(chunk, i, deadline, keep=False)
 
@@ -281,7 +283,7 @@ class ChunkMemory:
         try:
             return self._wave(parts, len(need), scan, deadline)
         except LazyStoreError:
-            if len(parts) == len(need):
+            if len(parts) == len(need) or deadline.passed():
                 raise
             # Trouble may lie in what was read ahead; it is reported when that is asked for.
             return self._wave(parts[: len(need)], len(need), scan, deadline)

@@ -26,6 +26,8 @@ PATIENCE_UNKNOWN_S = 2.0
 PATIENCE_MIN_S = 0.5
 PATIENCE_MAX_S = 8.0
 PATIENCE_FACTOR = 8.0
+#: What every further attempt is granted more: storage that is slow rather than stuck is waited for in the end.
+PATIENCE_GROWTH = 1.5
 #: Latencies needed before they are believed, and how many are remembered.
 PACE_MIN_SAMPLES = 8
 PACE_SAMPLES = 64
@@ -328,7 +330,7 @@ class Pace:
         return self._p95
 
     def patience(self, attempt: int, silent_bytes: int = 0) -> float:
-        """Seconds of silence granted to attempt number ``attempt`` (1, 2, ...); doubles with each.
+        """Seconds of silence granted to attempt number ``attempt`` (1, 2, ...); half as much again with each.
 
         ``silent_bytes``: bytes that may travel without any sign of progress; they are granted
         SLOWEST_RATE. So a storage that is slow rather than stuck is waited for in the end.
@@ -337,4 +339,4 @@ class Pace:
             base = PATIENCE_UNKNOWN_S
         else:
             base = min(PATIENCE_MAX_S, max(PATIENCE_MIN_S, PATIENCE_FACTOR * self.p95()))
-        return (base + silent_bytes / SLOWEST_RATE) * 2.0 ** min(attempt - 1, 16)
+        return (base + silent_bytes / SLOWEST_RATE) * PATIENCE_GROWTH ** min(attempt - 1, 32)

@@ -106,9 +106,7 @@ def assemble(tree: list[tuple[Any, ...]], values: list[Any]) -> Any:
 
 
 class DecodePlanModel:
-    def __init__(
-        self, leaves: list[tuple[str, Any]], tree: list[tuple[Any, ...]], *, headless: bool = False
-    ) -> None:
+    def __init__(self, leaves: list[tuple[str, Any]], tree: list[tuple[Any, ...]], *, headless: bool = False) -> None:
         self.leaves = leaves
         self.tree = tree
         self.headless = headless
@@ -125,7 +123,7 @@ def same(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):

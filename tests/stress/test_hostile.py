@@ -99,4 +99,4 @@ with tempfile.TemporaryDirectory() as place:
 def test_mutated_golden_datasets_give_items_or_our_errors(name: str) -> None:
     golden.require(name)
     folder: Path = golden.GOLDEN / name / "data"
-    scripts.run(HUNT, folder, 1, 150, timeout=110)
+    assert scripts.run(HUNT, folder, 1, 150, timeout=110) == ""

@@ -61,9 +61,10 @@ def read_all(dataset):
 
 @pytest.mark.parametrize("memory", [65536, "8MB"])
 def test_after_a_fork_in_the_middle_both_read_on(folder: Path, memory: int | str) -> None:
-    scripts.run(
-        HEAD
-        + f"""
+    assert (
+        scripts.run(
+            HEAD
+            + f"""
 dataset = StreamingDataset(folder, memory={memory!r})
 items = iter(dataset)
 datasets.check([next(items) for _ in range(1234)], range(1234))
@@ -84,16 +85,19 @@ joined(*pids)
 read_all(dataset)
 assert bytes(lease) == bytes_before
 """,
-        folder,
+            folder,
+        )
+        == ""
     )
 
 
 @pytest.mark.parametrize("memory", [65536, 300_000])
 def test_a_fork_while_threads_read_leaves_the_child_free(folder: Path, memory: int) -> None:
     """Whatever the threads held at that moment, locks and half-filled frames, must not block the child."""
-    scripts.run(
-        HEAD
-        + f"""
+    assert (
+        scripts.run(
+            HEAD
+            + f"""
 dataset = StreamingDataset(folder, memory={memory})
 stop = threading.Event()
 wrong = []
@@ -128,15 +132,18 @@ for thread in threads:
 assert not wrong, wrong
 read_all(dataset)
 """,
-        folder,
-        timeout=120,
+            folder,
+            timeout=120,
+        )
+        == ""
     )
 
 
 def test_a_child_may_close_its_copy_and_fork_again(folder: Path) -> None:
-    scripts.run(
-        HEAD
-        + """
+    assert (
+        scripts.run(
+            HEAD
+            + """
 dataset = StreamingDataset(folder, memory=200_000)
 dataset[5]
 
@@ -156,14 +163,17 @@ def child():
 joined(in_child(child))
 read_all(dataset)
 """,
-        folder,
+            folder,
+        )
+        == ""
     )
 
 
 def test_a_dataset_closed_before_the_fork_stays_closed(folder: Path) -> None:
-    scripts.run(
-        HEAD
-        + """
+    assert (
+        scripts.run(
+            HEAD
+            + """
 dataset = StreamingDataset(folder)
 dataset[0]
 dataset.close()
@@ -177,7 +187,9 @@ def child():
 
 joined(in_child(child))
 """,
-        folder,
+            folder,
+        )
+        == ""
     )
 
 
@@ -216,7 +228,7 @@ def test_other_processes_get_the_recipe(folder: Path, tmp_path: Path, method: st
     script = tmp_path / "script.py"
     script.write_text(SPAWN)
     # A spawned child imports the main module again, so it has to be a file.
-    scripts.run(script, method, folder, timeout=90)
+    assert scripts.run(script, method, folder, timeout=90) == ""
 
 
 # -- the end of the interpreter -------------------------------------------------------------
@@ -257,9 +269,10 @@ late.me = late
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_interpreter_ends_without_a_word(folder: Path, ending: str) -> None:
-    scripts.run(
-        HEAD
-        + """
+    assert (
+        scripts.run(
+            HEAD
+            + """
 import numpy
 dataset = StreamingDataset(folder, memory=400_000)
 list(dataset)
@@ -268,16 +281,19 @@ next(items)
 lease = dataset.view(1500)
 view = numpy.frombuffer(lease, "u1")
 """
-        + ENDINGS[ending],
-        folder,
-        timeout=60,
+            + ENDINGS[ending],
+            folder,
+            timeout=60,
+        )
+        == ""
     )
 
 
 def test_a_keyboard_interrupt_while_iterating_leaves_the_dataset_whole(folder: Path) -> None:
-    scripts.run(
-        HEAD
-        + """
+    assert (
+        scripts.run(
+            HEAD
+            + """
 import signal
 
 dataset = StreamingDataset(folder, memory=100_000)
@@ -295,15 +311,18 @@ assert interrupted == 30
 assert dataset.stats()["pins"] == 0
 read_all(dataset)
 """,
-        folder,
+            folder,
+        )
+        == ""
     )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_no_thread_is_started_for_local_data(folder: Path) -> None:
-    scripts.run(
-        HEAD
-        + """
+    assert (
+        scripts.run(
+            HEAD
+            + """
 datasets.sample(1)  # numpy may start threads of its own
 before = os.listdir("/proc/self/task")
 dataset = StreamingDataset(folder, memory=400_000)
@@ -311,5 +330,7 @@ read_all(dataset)
 dataset.prefetch_items(range(100))
 assert os.listdir("/proc/self/task") == before
 """,
-        folder,
+            folder,
+        )
+        == ""
     )

@@ -93,9 +93,10 @@ def mixed(seed, chance):
 @pytest.mark.parametrize("memory", [65536, 200_000])
 @pytest.mark.parametrize("policy", ["LRU", "FIFO", "S3FIFO"])
 def test_eight_threads_do_everything_at_once(folder: Path, memory: int, policy: str) -> None:
-    scripts.run(
-        HEAD
-        + f"""
+    assert (
+        scripts.run(
+            HEAD
+            + f"""
 ROUNDS = 60
 dataset = StreamingDataset(folder, memory={memory}, eviction_policy=EvictionPolicy.{policy})
 {MIXED}
@@ -103,32 +104,38 @@ finish(together(8, mixed))
 idle(dataset)
 datasets.check(dataset, range(COUNT))
 """,
-        folder,
-        timeout=110,
+            folder,
+            timeout=110,
+        )
+        == ""
     )
 
 
 def test_threads_share_a_compressed_dataset(tmp_path: Path) -> None:
     pytest.importorskip("zstandard")
     compressed = datasets.write(tmp_path / "zstd", COUNT, chunk_size=300, compression="zstd")
-    scripts.run(
-        HEAD
-        + f"""
+    assert (
+        scripts.run(
+            HEAD
+            + f"""
 ROUNDS = 12
 dataset = StreamingDataset(folder, memory=700_000)
 {MIXED}
 finish(together(6, mixed))
 idle(dataset)
 """,
-        compressed,
-        timeout=110,
+            compressed,
+            timeout=110,
+        )
+        == ""
     )
 
 
 def test_iterators_abandoned_half_way_hold_nothing(folder: Path) -> None:
-    scripts.run(
-        HEAD
-        + """
+    assert (
+        scripts.run(
+            HEAD
+            + """
 dataset = StreamingDataset(folder, memory=65536)
 
 def abandon(seed, chance):
@@ -148,15 +155,18 @@ for items in running:
     next(items)
 assert dataset.stats()["pins"] == 0
 """,
-        folder,
-        timeout=110,
+            folder,
+            timeout=110,
+        )
+        == ""
     )
 
 
 def test_closing_while_others_read_gives_right_items_or_a_closed_error(folder: Path) -> None:
-    scripts.run(
-        HEAD
-        + f"""
+    assert (
+        scripts.run(
+            HEAD
+            + f"""
 ROUNDS = 10**6
 {MIXED}
 
@@ -178,16 +188,19 @@ for turn in range(40):
         continue
     raise AssertionError("closed, yet it reads")
 """,
-        folder,
-        timeout=110,
+            folder,
+            timeout=110,
+        )
+        == ""
     )
 
 
 def test_closing_while_others_decode_in_python(folder: Path) -> None:
     """Serializers and transforms run Python code in the middle of a read: there the dataset may go away."""
-    scripts.run(
-        HEAD
-        + """
+    assert (
+        scripts.run(
+            HEAD
+            + """
 def slow(data):
     time.sleep(0)
     return bytes(data)
@@ -211,15 +224,18 @@ for turn in range(25):
     dataset.close()
     finish(threads)
 """,
-        folder,
-        timeout=110,
+            folder,
+            timeout=110,
+        )
+        == ""
     )
 
 
 def test_an_index_object_may_close_the_dataset(folder: Path) -> None:
-    scripts.run(
-        HEAD
-        + """
+    assert (
+        scripts.run(
+            HEAD
+            + """
 class Index:
     def __index__(self):
         dataset.close()
@@ -246,14 +262,17 @@ for warm in (False, True):
                 continue
             raise AssertionError((read, wanted))
 """,
-        folder,
+            folder,
+        )
+        == ""
     )
 
 
 def test_a_serializer_may_use_and_close_the_dataset_it_serves(folder: Path) -> None:
-    scripts.run(
-        HEAD
-        + """
+    assert (
+        scripts.run(
+            HEAD
+            + """
 deep = 0
 
 def nested(data):
@@ -289,15 +308,18 @@ for read in (
         except ClosedError:
             pass
 """,
-        folder,
-        timeout=110,
+            folder,
+            timeout=110,
+        )
+        == ""
     )
 
 
 def test_views_come_and_go_in_all_threads(folder: Path) -> None:
-    scripts.run(
-        HEAD
-        + """
+    assert (
+        scripts.run(
+            HEAD
+            + """
 import numpy
 
 dataset = StreamingDataset(folder, memory=65536, timeout=20)
@@ -327,6 +349,8 @@ del i, lease, array
 pool.clear()
 idle(dataset)
 """,
-        folder,
-        timeout=110,
+            folder,
+            timeout=110,
+        )
+        == ""
     )

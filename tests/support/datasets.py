@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lazystore import DatasetWriter
+from lazystore import DatasetWriter, StreamingDataset
 
 #: of samples written by :func:`write`, in leaf order
 TAGS = ["int", "str", "bytes", "no_header_numpy:9"]
@@ -85,6 +85,17 @@ def edit_bytes(path: Path, at: int, data: bytes) -> None:
     at = at if at >= 0 else len(content) + at
     content[at : at + len(data)] = data
     path.write_bytes(content)
+
+
+def reads(dataset: StreamingDataset, i: int) -> dict[str, Callable[[], Any]]:
+    """Every way to one item, each giving the decoded item."""
+    return {
+        "index": lambda: dataset[i],
+        "batch": lambda: dataset.get_many([i])[0],
+        "slice": lambda: dataset[i : i + 1][0],
+        "bytes": lambda: dataset._plan(dataset.get_bytes(i)),
+        "view": lambda: dataset._plan(memoryview(dataset.view(i))),
+    }
 
 
 # -- byte by byte ---------------------------------------------------------------------------

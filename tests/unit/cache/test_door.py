@@ -70,9 +70,7 @@ def test_a_chunk_that_fits_the_index_is_opened() -> None:
         (50, b"LDFZ01\0\0", UnsupportedError, "framed zstd"),
     ],
 )
-def test_a_chunk_that_does_not_is_refused_by_name(
-    size: int, first: bytes, error: type[Exception], told: str
-) -> None:
+def test_a_chunk_that_does_not_is_refused_by_name(size: int, first: bytes, error: type[Exception], told: str) -> None:
     door = opened(2)
     with pytest.raises(error, match=rf"diary://objects/c\.bin \(chunk 0\).*{told}"):
         door.admit(0, size, first)
@@ -110,9 +108,12 @@ def test_items_may_end_before_the_chunk_does() -> None:
 
 
 @given(
-    st.lists(st.integers(0, 30), min_size=3, max_size=40), st.integers(0, 200), st.integers(0, 200), st.integers(0, 2**32 - 1),
+    st.lists(st.integers(0, 30), min_size=3, max_size=40),
+    st.integers(0, 200),
+    st.integers(0, 200),
+    st.integers(0, 2**32 - 1),
     st.integers(0, 40),
-)  # fmt: skip
+)
 def test_any_cut_of_the_table_is_checked_entry_by_entry(
     steps: list[int], begin: int, end: int, value: int, where: int
 ) -> None:

@@ -86,7 +86,7 @@ def test_many_threads_share_one_stream(good: Path) -> None:
                     datasets.check([dataset[i]], [i], SIZE)
                 start = chance.randrange(3) * 200
                 datasets.check(dataset[start : start + 100], range(start, start + 100), SIZE)
-            except BaseException as error:  # reported by the main thread
+            except BaseException as error:  # noqa: BLE001 - reported by the main thread
                 wrong.append(error)
 
         threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]

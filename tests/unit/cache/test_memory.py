@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
@@ -11,14 +12,10 @@ from typing import Any
 
 import pytest
 from support import datasets
+from support.benches import Bench
 from support.sources import DiarySource
 
 from lazystore import EvictionPolicy, StreamingDataset
-from lazystore._core.decode import DecodePlan
-from lazystore._core.frames import FrameStore
-from lazystore._core.reader import Reader
-from lazystore._core.scan import ItemIterator
-from lazystore.cache.memory import ChunkMemory
 from lazystore.errors import (
     ClosedError,
     DatasetNotFoundError,
@@ -28,9 +25,6 @@ from lazystore.errors import (
     SourceChangedError,
 )
 from lazystore.fetch.source import Read
-from lazystore.formats.leaves import leaf_operation
-from lazystore.formats.litdata import parse_index
-from lazystore.formats.pytree import compile_tree
 
 COUNT, PER_CHUNK = 3000, 1000
 SIZE = 200
@@ -40,30 +34,6 @@ SIZE = 200
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three chunks of ~300 kB."""
     return datasets.write(tmp_path_factory.mktemp("memory") / "dataset", COUNT, size=SIZE, chunk_size=PER_CHUNK)
-
-
-class Bench:
-    """A memory over a diary source, and the reader it loads for."""
-
-    def __init__(self, source: DiarySource, budget: int = 1 << 20, **options: Any) -> None:
-        settings = {"timeout": 20.0, "fallback": True, "compressed": False, **options}
-        index = parse_index(source.objects["index.json"], place="index.json")
-        self.source = source
-        self.store = FrameStore(budget)
-        self.memory = ChunkMemory(source, index, self.store, **settings)
-        leaves = [leaf_operation(tag, allow_pickle=False) for tag in index.tags]
-        plan = DecodePlan(leaves, compile_tree(index.data_spec, len(leaves)), names=index.tags)
-        self.reader: Reader = self.memory.attach(plan, index.counts, 0, None)
-        source.waves.clear()
-
-    def scan(self, start: int, stop: int) -> ItemIterator:
-        return ItemIterator(self.reader, start, stop)
-
-    def check(self) -> None:
-        """Nothing is pinned or half-filled, and every invariant of the arena holds."""
-        assert self.store.filling == 0
-        assert self.store.counters()["pins"] == 0
-        self.store.check()
 
 
 @pytest.fixture
@@ -126,7 +96,7 @@ def test_a_batch_asks_for_no_byte_twice(far: Bench) -> None:
     wanted = random.Random(5).choices(range(COUNT), k=400)
     datasets.check(far.reader.get_many(wanted), wanted, SIZE)
     asked = sorted(span for wave in far.source.waves for span in wave)
-    for (name, _, end), (other, begin, _) in zip(asked, asked[1:], strict=False):
+    for (name, _, end), (other, begin, _) in itertools.pairwise(asked):
         assert name != other or begin >= end
 
 
@@ -268,7 +238,7 @@ def together(count: int, work: Any) -> list[Any]:
     def call(k: int) -> None:
         try:
             found[k] = work(k)
-        except BaseException as error:  # handed to the test
+        except BaseException as error:  # noqa: BLE001 - handed to the test
             found[k] = error
 
     threads = [threading.Thread(target=call, args=(k,)) for k in range(count)]

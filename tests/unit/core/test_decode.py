@@ -129,7 +129,7 @@ def test_broken_utf8_is_a_unicode_error() -> None:
 def test_sizes_that_do_not_add_up_are_refused(item: bytes) -> None:
     trees: list[list[tuple[Any, ...]]] = [[LEAF], [LEAF, ("dict", ["a"])], [LEAF, ("list", 1)]]
     for tree in trees:
-        with pytest.raises(FormatError, match="add up|empty"):
+        with pytest.raises(FormatError, match=r"add up|empty"):
             DecodePlan([("bytes", None)], tree, names=["a"])(item)
 
 

@@ -261,7 +261,8 @@ def test_leases_are_read_only_buffers() -> None:
     assert len(lease) == 8
     with pytest.raises(TypeError):
         view[0] = 1
-    array = np.frombuffer(lease, dtype="u1")
+    buffer: Any = lease
+    array = np.frombuffer(buffer, dtype="u1")
     assert not array.flags.writeable
     assert not lease.copied
 

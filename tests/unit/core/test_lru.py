@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,10 +27,12 @@ def test_entries_and_queues_outside_are_index_errors() -> None:
             lists.push_front(entry, queue)
         with pytest.raises(IndexError):
             lists.push_back(entry, queue)
-    for refused in (lists.touch, lists.remove, lists.queue_of):
+    of_entries: list[Callable[[int], object]] = [lists.touch, lists.remove, lists.queue_of]
+    of_queues: list[Callable[[int], object]] = [lists.order, lists.count, lists.weight]
+    for refused in of_entries:
         with pytest.raises(IndexError):
             refused(3)
-    for refused in (lists.order, lists.count, lists.weight):
+    for refused in of_queues:
         with pytest.raises(IndexError):
             refused(2)
     with pytest.raises(IndexError):
@@ -80,7 +83,14 @@ def test_thousands_of_keys_come_back_in_order() -> None:
 def test_unhashable_keys_are_type_errors_and_change_nothing() -> None:
     lru = LruMap(10)
     lru.put(1, 1)
-    for call in (lambda: lru.put([], 1), lambda: lru.get([]), lambda: lru.pop([]), lambda: [] in lru):
+    key: Any = []
+    calls: list[Callable[[], object]] = [
+        lambda: lru.put(key, 1),
+        lambda: lru.get(key),
+        lambda: lru.pop(key),
+        lambda: key in lru,
+    ]
+    for call in calls:
         with pytest.raises(TypeError):
             call()
     assert lru.keys() == [1]

@@ -103,9 +103,7 @@ def test_more_buffers_than_the_system_takes_at_once(source: LocalSource) -> None
     assert b"".join(bytes(part.view) for part in parts) == DATA
 
 
-def test_a_read_that_the_system_cuts_short_is_continued(
-    source: LocalSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_that_the_system_cuts_short_is_continued(source: LocalSource, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.preadv
 
     def stingy(fd: int, buffers: list[memoryview], offset: int) -> int:
@@ -288,7 +286,7 @@ def test_closing_while_others_read_gives_whole_bytes_or_a_closed_error(folder: P
                         wrong.append(one)
             except ClosedError:
                 pass
-            except BaseException as error:  # reported by the main thread
+            except BaseException as error:  # noqa: BLE001 - reported by the main thread
                 wrong.append(error)
 
         threads = [threading.Thread(target=work) for _ in range(4)]
@@ -320,7 +318,7 @@ def test_many_threads_over_more_files_than_may_be_open(folder: Path, monkeypatch
                 run(source, one)
                 if bytes(one.view) != bytes([k]) * len(one.view):
                     wrong.append(k)
-        except BaseException as error:  # reported by the main thread
+        except BaseException as error:  # noqa: BLE001 - reported by the main thread
             wrong.append(error)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]

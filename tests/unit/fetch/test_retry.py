@@ -180,9 +180,9 @@ def test_patience_follows_the_latencies_within_bounds() -> None:
     assert slow.patience(1) == PATIENCE_MAX_S
 
 
-def test_patience_doubles_with_every_attempt() -> None:
+def test_patience_grows_with_every_attempt() -> None:
     pace = Pace()
-    assert [pace.patience(n) / PATIENCE_UNKNOWN_S for n in (1, 2, 3, 4)] == [1, 2, 4, 8]
+    assert [pace.patience(n) / PATIENCE_UNKNOWN_S for n in (1, 2, 3, 4)] == [1, 1.5, 2.25, 3.375]
 
 
 def test_answers_without_progress_are_granted_their_transfer() -> None:

@@ -107,8 +107,9 @@ def test_defaultdict_imports_no_other_factory(module: str, name: str) -> None:
         None, 5, "leaf", [], {}, {"type": None}, {"type": None, "context": None},
         {"type": 5, "context": None, "children_spec": []}, {"type": [], "context": None, "children_spec": []},
         {"type": None, "context": None, "children_spec": {}}, node(None, None, LEAF),
-        node("builtins.dict", "[]", LEAF), node("builtins.dict", '["a", "b"]', LEAF), node("builtins.dict", "null", LEAF),
-        node("builtins.dict", "{", LEAF), node("builtins.dict", 5, LEAF), node("builtins.dict", '[["a"]]', LEAF),
+        node("builtins.dict", "[]", LEAF), node("builtins.dict", '["a", "b"]', LEAF),
+        node("builtins.dict", "null", LEAF), node("builtins.dict", "{", LEAF), node("builtins.dict", 5, LEAF),
+        node("builtins.dict", '[["a"]]', LEAF),
         node("builtins.dict", '[{"a": 1}]', LEAF), node("builtins.dict", "[" * 100_000, LEAF),
         node("collections.OrderedDict", '["a", "b"]', LEAF), node("collections.deque", '"x"', LEAF),
         node("collections.deque", "-1", LEAF), node("collections.deque", "1.5", LEAF),
@@ -209,8 +210,9 @@ def test_any_tree_is_rebuilt_from_its_spec(value: Any) -> None:
 
 
 junk = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5)
-    | st.sampled_from(["builtins.dict", "builtins.list", "collections.deque", "collections.defaultdict", "[]", '["a"]']),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(
+        ["builtins.dict", "builtins.list", "collections.deque", "collections.defaultdict", "[]", '["a"]']
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.fixed_dictionaries(
         {"type": inner, "context": inner, "children_spec": st.lists(inner, max_size=3)}
     ) | st.dictionaries(st.sampled_from(["default_factory_module", "default_factory_name", "dict_context"]), inner),

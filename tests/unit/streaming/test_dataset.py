@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ from support import datasets
 
 import lazystore
 from lazystore import (
-    ArenaFullError,
     ClosedError,
     ConfigError,
     DatasetNotFoundError,
@@ -75,7 +73,9 @@ def test_index_may_be_anything_that_is_an_integer(dataset: StreamingDataset, ind
 
 
 @pytest.mark.parametrize("index", [COUNT, -COUNT - 1, 2**31, 2**63 - 1, -(2**63), 10**30, -(10**30), np.int64(COUNT)])
-@pytest.mark.parametrize("read", ["__getitem__", "get_bytes", "view", "is_item_available", "get_many", "prefetch_items"])
+@pytest.mark.parametrize(
+    "read", ["__getitem__", "get_bytes", "view", "is_item_available", "get_many", "prefetch_items"]
+)
 def test_index_out_of_range_is_an_index_error_that_names_the_bounds(
     dataset: StreamingDataset, read: str, index: int
 ) -> None:
@@ -108,7 +108,7 @@ def test_slice_is_a_list_as_python_cuts_lists(dataset: StreamingDataset, cut: sl
 
 @pytest.mark.parametrize("memory", [TINY, "1MB"])
 def test_batch_keeps_the_order_asked_and_repeats(folder: Path, memory: int | str) -> None:
-    asked = [7, 399, 7, 0, -1, 123, 124, 125, 7] + list(range(390, 300, -3))
+    asked = [7, 399, 7, 0, -1, 123, 124, 125, 7, *range(390, 300, -3)]
     wanted = [range(COUNT)[i] for i in asked]
     with StreamingDataset(folder, memory=memory) as dataset:
         datasets.check(dataset.get_many(asked), wanted)
@@ -189,143 +189,8 @@ def test_items_of_no_bytes_are_items(tmp_path: Path, memory: int | str) -> None:
             assert bytes(lease) == b""
 
 
-# -- views ----------------------------------------------------------------------------------
-
-
-def test_view_is_a_read_only_window_that_ends_with_its_block(dataset: StreamingDataset) -> None:
-    list(dataset)
-    with dataset.view(8) as lease:
-        window = memoryview(lease)
-        assert (window.readonly, window.format, window.nbytes) == (True, "B", len(lease))
-        assert bytes(lease) == bytes(window) == dataset.get_bytes(8)
-        assert not lease.copied
-        assert dataset.stats()["pins"] == 1
-        window.release()
-    with pytest.raises(ClosedError, match=r"view\(i\)"):
-        memoryview(lease)
-    with pytest.raises(ClosedError):
-        bytes(lease)
-    assert dataset.stats()["pins"] == 0
-
-
-def test_numpy_over_a_view_keeps_the_bytes_pinned(folder: Path) -> None:
-    with StreamingDataset(folder, memory=TINY) as dataset:
-        dataset[:3]
-        lease = dataset.view(1)
-        array = np.frombuffer(lease, "u1")
-        before = array.tobytes()
-        assert not array.flags.writeable
-        lease.release()
-        for _ in range(2):  # far more than the budget goes through
-            datasets.check(dataset, range(COUNT))
-            datasets.check(dataset.get_many(range(COUNT)), range(COUNT))
-        assert array.tobytes() == before == dataset.get_bytes(1)
-        assert dataset.stats()["pins"] == (0 if lease.copied else 1)
-        del array
-        assert dataset.stats()["pins"] == 0
-
-
-def test_a_view_outlives_its_dataset(folder: Path) -> None:
-    dataset = StreamingDataset(folder, memory="1MB")
-    list(dataset)
-    wanted = dataset.get_bytes(2)
-    lease = dataset.view(2)
-    assert not lease.copied
-    dataset.close()
-    assert bytes(lease) == wanted
-    del dataset
-    gc.collect()
-    window = memoryview(lease)
-    del lease
-    assert bytes(window) == wanted
-
-
-def test_a_lease_refuses_to_be_pickled(dataset: StreamingDataset) -> None:
-    with dataset.view(0) as lease, pytest.raises(TypeError, match="pickle"):
-        pickle.dumps(lease)
-
-
-# -- a full arena ---------------------------------------------------------------------------
-
-
-def hold_everything(dataset: StreamingDataset) -> list[lazystore.Lease]:
-    """Leases until no frame is free: what is then handed out is a private copy."""
-    leases = []
-    for i in range(len(dataset)):
-        dataset.prefetch_items([i])
-        lease = dataset.view(i)
-        if not lease.copied:
-            leases.append(lease)
-    assert leases
-    return leases
-
-
-def test_items_are_still_readable_when_views_hold_every_frame(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, "lazystore"), StreamingDataset(folder, memory=TINY) as dataset:
-        list(dataset)
-        leases = hold_everything(dataset)
-        fell = dataset.stats()["fallbacks"]
-        datasets.check(dataset, range(COUNT))
-        datasets.check((dataset[i] for i in range(COUNT)), range(COUNT))
-        datasets.check(dataset.get_many(range(COUNT)), range(COUNT))
-        assert dataset.stats()["fallbacks"] > fell
-        assert dataset.stats()["total_memory_usage"] <= TINY
-        told = [record for record in caplog.records if "Streaming failed" in record.getMessage()]
-        assert len(told) == 1
-        assert str(folder) in told[0].getMessage()
-        del leases
-        fell = dataset.stats()["fallbacks"]
-        datasets.check(dataset, range(COUNT))
-        assert dataset.stats()["fallbacks"] == fell
-
-
-def test_without_fallback_a_full_arena_is_an_error_that_counts_the_holders(folder: Path) -> None:
-    with StreamingDataset(folder, memory=TINY, fallback="raise", timeout=0.2) as dataset:
-        leases, error = [], None
-        for i in range(COUNT):
-            try:
-                leases.append(dataset.view(i))
-                next(iter(dataset)) if i == 0 else None
-            except ArenaFullError as full:
-                error = full
-                break
-        if error is None:  # views were handed out as copies: only a scan needs frames
-            leases = hold_everything(dataset)
-            with pytest.raises(ArenaFullError) as raised:
-                list(dataset)
-            error = raised.value
-        assert "held" in str(error) and "release views" in str(error)
-        assert isinstance(error, MemoryError)
-        assert dataset.stats()["fallbacks"] == 0
-        leases.clear()
-        datasets.check(dataset, range(COUNT))
-
-
-def test_an_item_larger_than_memory_is_read_directly(tmp_path: Path) -> None:
-    values = [b"a" * 100, bytes(range(256)) * 2000, b"z" * 100]
-    folder = datasets.one_leaf(tmp_path / "d", "bytes", values)
-    with StreamingDataset(folder, memory=TINY) as dataset:
-        assert list(dataset) == values
-        assert dataset.stats()["fallbacks"] == 1
-        assert [dataset[i] for i in (2, 1, 0)] == values[::-1]
-        assert dataset.get_many([1, 0, 1]) == [values[1], values[0], values[1]]
-        with dataset.view(1) as lease:
-            assert lease.copied
-            assert bytes(lease) == datasets.item_bytes([values[1]])
-        assert dataset.stats()["high_water_mark"] <= TINY
-
-
-def test_an_item_larger_than_memory_is_an_error_when_fallback_is_refused(tmp_path: Path) -> None:
-    folder = datasets.one_leaf(tmp_path / "d", "bytes", [b"a", bytes(500_000), b"b"])
-    with StreamingDataset(folder, memory=TINY, fallback="raise", timeout=0.2) as dataset:
-        with pytest.raises(ArenaFullError, match=r"chunk-0-0\.bin \(chunk 0\), item 1"):
-            list(dataset)
-        assert (dataset[0], dataset[2]) == (b"a", b"b")
-
-
 # -- looking at memory ----------------------------------------------------------------------
+
 
 def test_availability_means_that_no_file_is_read(folder: Path, tmp_path: Path) -> None:
     moved = datasets.copy(folder, tmp_path / "moved")

@@ -191,7 +191,8 @@ def test_images_without_pillow_are_the_stored_bytes(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "package, name", [("torch", "litdata-classic-text"), ("PIL", "litdata-classic-leaves"), ("zstandard", "litdata-classic-merged")]
+    "package, name",
+    [("torch", "litdata-classic-text"), ("PIL", "litdata-classic-leaves"), ("zstandard", "litdata-classic-merged")],
 )
 def test_packages_that_a_dataset_does_not_need_may_be_missing(
     package: str, name: str, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,40 @@
+"""A ``ChunkMemory`` over a source that keeps a diary, ready to read: what the tests of the cache share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from support.sources import DiarySource
+
+from lazystore._core.decode import DecodePlan
+from lazystore._core.frames import FrameStore
+from lazystore._core.reader import Reader
+from lazystore._core.scan import ItemIterator
+from lazystore.cache.memory import ChunkMemory
+from lazystore.formats.leaves import leaf_operation
+from lazystore.formats.litdata import parse_index
+from lazystore.formats.pytree import compile_tree
+
+
+class Bench:
+    """A memory, and the reader it loads for; ``budget`` bytes are the arena's alone."""
+
+    def __init__(self, source: DiarySource, budget: int = 1 << 20, **options: Any) -> None:
+        settings = {"timeout": 20.0, "fallback": True, "compressed": False, **options}
+        index = parse_index(source.objects["index.json"], place="index.json")
+        self.source = source
+        self.store = FrameStore(budget)
+        self.memory = ChunkMemory(source, index, self.store, **settings)
+        leaves = [leaf_operation(tag, allow_pickle=False) for tag in index.tags]
+        plan = DecodePlan(leaves, compile_tree(index.data_spec, len(leaves)), names=index.tags)
+        self.reader: Reader = self.memory.attach(plan, index.counts, 0, None)
+        source.waves.clear()
+
+    def scan(self, start: int, stop: int) -> ItemIterator:
+        return ItemIterator(self.reader, start, stop)
+
+    def check(self) -> None:
+        """Nothing is pinned or half-filled, and every invariant of the arena holds."""
+        assert self.store.filling == 0
+        assert self.store.counters()["pins"] == 0
+        self.store.check()
