@@ -16,7 +16,7 @@ cdef extern from *:
         return (uint32_t)((uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u);
     }
     """
-    uint32_t millis "lazystore_millis" () noexcept nogil
+    uint32_t millis "lazystore_millis" () noexcept
     const uint64_t NO_KEY "LAZYSTORE_NO_KEY"
 
 cdef enum:
@@ -75,36 +75,36 @@ cdef class Arena:
     cdef readonly int64_t table_bytes
     cdef int64_t evicted_capacity, evicted_scan, evicted_pieces, wasted, in_use, peak
 
-    cdef int32_t find(self, uint64_t key) noexcept nogil
-    cdef int32_t find_part(self, uint64_t chunk, uint64_t part) noexcept nogil
-    cdef void touch(self, int32_t f) noexcept nogil
-    cdef void hit(self, int32_t f) noexcept nogil
-    cdef void passed(self, int32_t f, uint64_t key) noexcept nogil
-    cdef bint covers(self, int32_t f, uint64_t begin, uint64_t end) noexcept nogil
+    cdef int32_t find(self, uint64_t key) noexcept
+    cdef int32_t find_part(self, uint64_t chunk, uint64_t part) noexcept
+    cdef void touch(self, int32_t f) noexcept
+    cdef void hit(self, int32_t f) noexcept
+    cdef void passed(self, int32_t f, uint64_t key) noexcept
+    cdef bint covers(self, int32_t f, uint64_t begin, uint64_t end) noexcept
     cdef const uint8_t* find_piece(
         self, int kind, uint64_t chunk, uint64_t number, uint32_t* length, int32_t* frame
-    ) noexcept nogil
-    cdef int32_t take(self, uint64_t key, uint32_t used, bint scan) noexcept nogil
-    cdef int32_t victim(self) noexcept nogil
-    cdef int32_t victim_s3fifo(self) noexcept nogil
-    cdef void discard(self, int32_t f, bint evicted) noexcept nogil
-    cdef void settle(self, int32_t f) noexcept nogil
-    cdef void slot_insert(self, int32_t f) noexcept nogil
-    cdef void slot_remove(self, uint64_t key) noexcept nogil
-    cdef void pieces_forget(self, int32_t f) noexcept nogil
-    cdef bint piece_insert(self, uint64_t key, uint64_t location) noexcept nogil
-    cdef void piece_remove(self, uint64_t key, uint64_t location) noexcept nogil
+    ) noexcept
+    cdef int32_t take(self, uint64_t key, uint32_t used, bint scan) noexcept
+    cdef int32_t victim(self) noexcept
+    cdef int32_t victim_s3fifo(self) noexcept
+    cdef void discard(self, int32_t f, bint evicted) noexcept
+    cdef void settle(self, int32_t f) noexcept
+    cdef void slot_insert(self, int32_t f) noexcept
+    cdef void slot_remove(self, uint64_t key) noexcept
+    cdef void pieces_forget(self, int32_t f) noexcept
+    cdef bint piece_insert(self, uint64_t key, uint64_t location) noexcept
+    cdef void piece_remove(self, uint64_t key, uint64_t location) noexcept
     cdef int _close_log(self) except -1
-    cdef bint shed_log(self) noexcept nogil
-    cdef void give_up(self, int32_t f) noexcept nogil
-    cdef void release(self) noexcept nogil
+    cdef bint shed_log(self) noexcept
+    cdef void give_up(self, int32_t f) noexcept
+    cdef void release(self) noexcept
     cdef int require_open(self) except -1
 
-cdef inline void pin(Arena store, int32_t f) noexcept nogil:
+cdef inline void pin(Arena store, int32_t f) noexcept:
     store.frames[f].pins += 1
     store.live += 1
 
-cdef inline void unpin(Arena store, int32_t f) noexcept nogil:
+cdef inline void unpin(Arena store, int32_t f) noexcept:
     # With the last pin of a closed store its memory goes; nobody can pin it again.
     store.frames[f].pins -= 1
     store.live -= 1
@@ -113,16 +113,16 @@ cdef inline void unpin(Arena store, int32_t f) noexcept nogil:
     if store.closed and store.live == 0:
         store.release()
 
-cdef inline uint64_t mix(uint64_t key) noexcept nogil:
+cdef inline uint64_t mix(uint64_t key) noexcept:
     # Fibonacci hashing, the high half folded down (Knuth, TAOCP 3, 6.4).
     key *= <uint64_t>0x9E3779B97F4A7C15ULL
     return key ^ (key >> 32)
 
-cdef inline uint64_t piece_key(int kind, uint64_t chunk, uint64_t number) noexcept nogil:
+cdef inline uint64_t piece_key(int kind, uint64_t chunk, uint64_t number) noexcept:
     return (<uint64_t>kind << 62) | (chunk << 32) | number
 
-cdef inline uint64_t padded(uint64_t n) noexcept nogil:
+cdef inline uint64_t padded(uint64_t n) noexcept:
     return (n + 15) // 16 * 16
 
-cdef inline uint64_t part_key(uint64_t chunk, uint64_t part) noexcept nogil:
+cdef inline uint64_t part_key(uint64_t chunk, uint64_t part) noexcept:
     return chunk << 32 | part

@@ -45,7 +45,7 @@ cdef extern from *:
         return arena;
     }
     """
-    void* lazystore_arena(size_t bytes) noexcept nogil
+    void* lazystore_arena(size_t bytes) noexcept
 
 cdef uint64_t LOCATION = <uint64_t>0xFFFFFFFFFFULL   # low 40 bits of a piece slot
 cdef int POLICY_LRU = 0
@@ -60,7 +60,7 @@ MIN_BYTES = 64 * 1024
 _POLICIES = {"lru": 0, "fifo": 1, "s3fifo": 2}
 
 
-cdef uint64_t power_of_two(uint64_t n) noexcept nogil:
+cdef uint64_t power_of_two(uint64_t n) noexcept:
     cdef uint64_t p = 1
     while p < n:
         p <<= 1
@@ -135,7 +135,7 @@ cdef class Arena:
     def __dealloc__(self):
         self.release()
 
-    cdef void release(self) noexcept nogil:
+    cdef void release(self) noexcept:
         free(self.arena)
         free(self.frames)
         free(self.links)
@@ -156,7 +156,7 @@ cdef class Arena:
 
     # -- part table ---------------------------------------------------------------------
 
-    cdef int32_t find(self, uint64_t key) noexcept nogil:
+    cdef int32_t find(self, uint64_t key) noexcept:
         """The frame that holds or is being filled with this part, or -1."""
         cdef uint32_t s = <uint32_t>mix(key) & self.slot_mask
         cdef int32_t f
@@ -166,17 +166,17 @@ cdef class Arena:
                 return f
             s = (s + 1) & self.slot_mask
 
-    cdef int32_t find_part(self, uint64_t chunk, uint64_t part) noexcept nogil:
+    cdef int32_t find_part(self, uint64_t chunk, uint64_t part) noexcept:
         """The same for numbers from outside: those beyond the key space are nowhere, not somebody else's."""
         return NOWHERE if chunk >> 31 or part >> 32 else self.find(part_key(chunk, part))
 
-    cdef void slot_insert(self, int32_t f) noexcept nogil:
+    cdef void slot_insert(self, int32_t f) noexcept:
         cdef uint32_t s = <uint32_t>mix(self.frames[f].key) & self.slot_mask
         while self.slots[s]:
             s = (s + 1) & self.slot_mask
         self.slots[s] = f + 1
 
-    cdef void slot_remove(self, uint64_t key) noexcept nogil:
+    cdef void slot_remove(self, uint64_t key) noexcept:
         """Backward-shift deletion: no tombstones, so probes stay short for ever."""
         cdef uint32_t s = <uint32_t>mix(key) & self.slot_mask
         cdef uint32_t hole, home
@@ -197,7 +197,7 @@ cdef class Arena:
 
     # -- recency ------------------------------------------------------------------------
 
-    cdef void touch(self, int32_t f) noexcept nogil:
+    cdef void touch(self, int32_t f) noexcept:
         """An access outside a scan: the frame is wanted for its own sake."""
         cdef Frame* frame = &self.frames[f]
         frame.hits += 1
@@ -211,18 +211,18 @@ cdef class Arena:
         elif frame.freq < 3:
             frame.freq += 1
 
-    cdef void hit(self, int32_t f) noexcept nogil:
+    cdef void hit(self, int32_t f) noexcept:
         """A scan enters the frame: counted, recency unchanged."""
         self.frames[f].hits += 1
         self.frames[f].seen = millis()
 
-    cdef void passed(self, int32_t f, uint64_t key) noexcept nogil:
+    cdef void passed(self, int32_t f, uint64_t key) noexcept:
         """A scan is done with this part, if the frame still holds it and only scans wanted it."""
         cdef Frame* frame = &self.frames[f]
         if frame.key == key and frame.state == READY and frame.scan:
             queue_push_front(self.links, self.queues, Q_COLD, f)
 
-    cdef void settle(self, int32_t f) noexcept nogil:
+    cdef void settle(self, int32_t f) noexcept:
         """Enter a filled frame into the policy's queues."""
         cdef uint64_t g
         self.links[f].weight = self.frames[f].used
@@ -234,7 +234,7 @@ cdef class Arena:
             self.ghosts[g] = NO_KEY
         queue_push_front(self.links, self.queues, Q_MAIN, f)
 
-    cdef int32_t victim(self) noexcept nogil:
+    cdef int32_t victim(self) noexcept:
         """The frame to evict next, or -1 when all are pinned or filling."""
         cdef int32_t f = self.queues[Q_COLD].head
         while f != NOWHERE and self.frames[f].pins:
@@ -248,7 +248,7 @@ cdef class Arena:
             f = self.links[f].prev
         return f
 
-    cdef int32_t victim_s3fifo(self) noexcept nogil:
+    cdef int32_t victim_s3fifo(self) noexcept:
         """Probation first while it is over a tenth of the frames; main gives second chances."""
         cdef int32_t f, before
         cdef bint lowered
@@ -282,7 +282,7 @@ cdef class Arena:
             f = self.links[f].prev
         return f
 
-    cdef void discard(self, int32_t f, bint evicted) noexcept nogil:
+    cdef void discard(self, int32_t f, bint evicted) noexcept:
         """Empty an unpinned frame and put it at the end of the ring."""
         cdef Frame* frame = &self.frames[f]
         if evicted:
@@ -307,13 +307,13 @@ cdef class Arena:
         self.in_use -= 1
         queue_push_back(self.links, self.queues, Q_FREE, f)
 
-    cdef void give_up(self, int32_t f) noexcept nogil:
+    cdef void give_up(self, int32_t f) noexcept:
         """Others may fetch the part anew at once; a committed one stays."""
         if self.frames[f].state == FILLING and self.frames[f].key != NO_KEY:
             self.slot_remove(self.frames[f].key)
             self.frames[f].key = NO_KEY
 
-    cdef int32_t take(self, uint64_t key, uint32_t used, bint scan) noexcept nogil:
+    cdef int32_t take(self, uint64_t key, uint32_t used, bint scan) noexcept:
         """A frame for a part (or NO_KEY for a log), out of all queues, pinned; -1 when none can be had."""
         cdef int32_t f = self.queues[Q_FREE].head
         cdef int64_t now
@@ -340,7 +340,7 @@ cdef class Arena:
             self.peak = now
         return f
 
-    cdef bint covers(self, int32_t f, uint64_t begin, uint64_t end) noexcept nogil:
+    cdef bint covers(self, int32_t f, uint64_t begin, uint64_t end) noexcept:
         """Whether bytes [begin, end) of the frame have arrived; end <= used."""
         cdef int block = self.shift - 6
         cdef uint64_t first = begin >> block
@@ -358,7 +358,7 @@ cdef class Arena:
 
     cdef const uint8_t* find_piece(
         self, int kind, uint64_t chunk, uint64_t number, uint32_t* length, int32_t* frame
-    ) noexcept nogil:
+    ) noexcept:
         """Bytes of a piece, or NULL. The frame is returned so that the caller can pin it."""
         cdef uint64_t key = piece_key(kind, chunk, number)
         cdef uint64_t hashed = mix(key)
@@ -377,7 +377,7 @@ cdef class Arena:
             s = (s + 1) & self.piece_mask
         return NULL
 
-    cdef bint piece_insert(self, uint64_t key, uint64_t location) noexcept nogil:
+    cdef bint piece_insert(self, uint64_t key, uint64_t location) noexcept:
         cdef uint64_t hashed = mix(key)
         cdef uint64_t s = hashed & self.piece_mask
         if self.n_pieces * 4 >= (self.piece_mask + 1) * 3:
@@ -388,7 +388,7 @@ cdef class Arena:
         self.n_pieces += 1
         return True
 
-    cdef void piece_remove(self, uint64_t key, uint64_t location) noexcept nogil:
+    cdef void piece_remove(self, uint64_t key, uint64_t location) noexcept:
         cdef uint64_t s = mix(key) & self.piece_mask
         cdef uint64_t hole, home
         while self.pieces[s] and (self.pieces[s] & LOCATION) - 1 != location:
@@ -407,7 +407,7 @@ cdef class Arena:
                 hole = s
         self.pieces[hole] = 0
 
-    cdef void pieces_forget(self, int32_t f) noexcept nogil:
+    cdef void pieces_forget(self, int32_t f) noexcept:
         """Take every piece of a log out of the piece table."""
         cdef uint64_t base = <uint64_t>f << self.shift
         cdef uint64_t at = 0
@@ -417,7 +417,7 @@ cdef class Arena:
             self.piece_remove(load_u64(p), (base + at) >> 4)
             at += PIECE_HEADER + padded(load_u32(p + 8))
 
-    cdef bint shed_log(self) noexcept nogil:
+    cdef bint shed_log(self) noexcept:
         """Evict the oldest log that nobody looks at, to make room in the piece table; False if there is none."""
         cdef int32_t f = self.queues[Q_MAIN].tail
         while f != NOWHERE and (self.frames[f].state != PIECES or self.frames[f].pins):

@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from lazystore._core.arena cimport Arena
 
 cdef class FrameStore(Arena):
-    cdef int64_t _arrived(self, int32_t f) noexcept nogil
+    cdef int64_t _arrived(self, int32_t f) noexcept
 
 cdef class Lease:
     cdef FrameStore store

@@ -299,7 +299,7 @@ cdef class FrameStore(Arena):
                 self.release()
         return found
 
-    cdef int64_t _arrived(self, int32_t f) noexcept nogil:
+    cdef int64_t _arrived(self, int32_t f) noexcept:
         cdef int64_t total = 0, block = self.frame_bytes >> 6
         cdef int b
         cdef Frame* frame = &self.frames[f]

@@ -53,9 +53,9 @@ cdef extern from *:
     void prefetch_item "lazystore_prefetch_item" (const uint8_t* p, uint64_t n) noexcept nogil
 
 #: Entries of an offset table in one block (a piece): the pair of any item lies in one block.
-TABLE_BLOCK = 1024
+TABLE_BLOCK = 512
 cdef uint64_t MAX_ITEMS = <uint64_t>1 << 62
-cdef int BLOCK_ENTRIES = 1024
+cdef int BLOCK_ENTRIES = 512
 cdef uint64_t ACROSS_BYTES = 4096    # shorter items that straddle are gathered whole
 
 

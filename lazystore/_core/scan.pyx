@@ -112,11 +112,15 @@ cdef class ItemIterator:
         cdef Reader reader = self.reader
         reader.store.require_open()
         cdef int64_t chunk = reader.chunk_of(self.index)
-        item = reader.read(chunk, self.index - reader.starts[chunk], True)
+        cdef uint64_t i = self.index - reader.starts[chunk], begin = 0, end = 0
+        cdef int32_t table
+        item = reader.read(chunk, i, True)
         if reader.store.closed:
             raise ClosedError("the dataset was closed while it was read")
         self.index += 1
         self.prime()
+        if reader.span(chunk, i, &begin, &end, &table) == FOUND and begin < end:
+            self.pass_item(chunk, begin, end)
         return item
 
     cdef void prime(self) noexcept:
@@ -162,6 +166,19 @@ cdef class ItemIterator:
             self.table = frame
             self.table_key = key
         self.primed = True
+
+    cdef void pass_item(self, int64_t chunk, uint64_t begin, uint64_t end) noexcept:
+        """The parts of an item that straddles, or that is alone in its chunk, are never the body: passed here, but
+        for those that the next item begins in or that hold the table entries to come."""
+        cdef FrameStore store = self.reader.store
+        cdef uint64_t key = part_key(chunk, begin >> store.shift)
+        cdef uint64_t last = part_key(chunk, (end - 1) >> store.shift)
+        cdef int32_t frame
+        while key <= last:
+            frame = store.find(key)
+            if frame >= 0 and key != self.body_key and key != self.table_key:
+                store.passed(frame, key)
+            key += 1
 
     cdef void pass_body(self, uint64_t new_key) noexcept:
         """The scan leaves its body part; not if the table entries to come are still in it."""

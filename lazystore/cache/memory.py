@@ -141,7 +141,6 @@ class ChunkMemory:
 
     def items(self, wanted: Sequence[Part]) -> Iterator[tuple[int, Buffer]]:
         """(position, bytes) of many items; what lies densely comes through frames."""
-        deadline = Deadline(self.timeout)
         if self._compressed:
             for k in sorted(range(len(wanted)), key=wanted.__getitem__):
                 yield k, self._again(*wanted[k])
@@ -149,7 +148,7 @@ class ChunkMemory:
         # Over a network neighbours share a request anyway, and frames would cost dependent waves.
         dense = self._dense_parts(wanted) if self.source.local else set()
         sparse = [k for k in range(len(wanted)) if self._expected_part(*wanted[k]) not in dense]
-        for position, data in self._sparse.items([wanted[k] for k in sparse], deadline) if sparse else ():
+        for position, data in self._sparse.items([wanted[k] for k in sparse], self.timeout) if sparse else ():
             yield sparse[position], data
         through_frames = set(range(len(wanted))).difference(sparse)
         for k in sorted(through_frames, key=wanted.__getitem__):

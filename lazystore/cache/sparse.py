@@ -25,8 +25,8 @@ __all__ = ["SparseReads"]
 
 ITEM_PIECE, TABLE_PIECE = 2, 3
 KIB = 1024
-#: Offset blocks fetched together: over a network a table of 128 KiB costs less than a second visit.
-REMOTE_BLOCKS = 32
+#: Offset blocks (2 KiB) fetched together: over a network a table of 128 KiB costs less than a second visit.
+REMOTE_BLOCKS = 64
 LOCAL_BLOCKS = 1
 #: A guess longer than this is not worth its bytes; the item then comes in the second round trip.
 MAX_GUESS = 128 * KIB
@@ -116,7 +116,9 @@ class SparseReads:
 
     def _guess(self, chunk: int, i: int) -> Read | None:
         """A range that probably holds the item, from the mean item size; None when it would be long."""
-        hint, count = self._layout.hints[chunk], self._layout.counts[chunk]
+        # Once the chunk is open its length is known; before, the index's word is a hint.
+        hint = self._reader.chunk_length(chunk) or self._layout.hints[chunk]
+        count = self._layout.counts[chunk]
         table_end = self._layout.table_end(chunk)
         if self._stride:
             return Read(self._layout.names[chunk], table_end + i * self._stride, memoryview(bytearray(self._stride)))
@@ -191,15 +193,19 @@ class SparseReads:
 
     # -- many items ---------------------------------------------------------------------
 
-    def items(self, wanted: Sequence[Wanted], deadline: Deadline) -> Iterator[tuple[int, bytes | memoryview]]:
-        """Yield (position in ``wanted``, bytes) for each; at most two waves for up to 16 MiB of items."""
+    def items(self, wanted: Sequence[Wanted], timeout: float) -> Iterator[tuple[int, bytes | memoryview]]:
+        """Yield (position in ``wanted``, bytes) for each; two waves for up to 16 MiB of items.
+
+        Parameters:
+            timeout: seconds for each wave: a long slice may take many.
+        """
         # What is known now may be evicted by another thread a moment later: spans are noted once.
         known = [self._known(chunk, i) for chunk, i in wanted]
         unknown: dict[int, list[int]] = {}
         for (chunk, i), span in zip(wanted, known, strict=True):
             if span is None:
                 unknown.setdefault(chunk, []).append(i)
-        tables = self._locate(unknown, deadline) if unknown else {}
+        tables = self._locate(unknown, Deadline(timeout)) if unknown else {}
         spans = [span or self._span(chunk, i, tables) for (chunk, i), span in zip(wanted, known, strict=True)]
         order = sorted(range(len(wanted)), key=lambda k: (wanted[k][0], spans[k]))
         batch: list[int] = []
@@ -207,11 +213,11 @@ class SparseReads:
         for k in order:
             begin, end = spans[k]
             if batch and size + end - begin > BATCH_BYTES:
-                yield from self._batch(wanted, spans, batch, deadline)
+                yield from self._batch(wanted, spans, batch, Deadline(timeout))
                 batch, size = [], 0
             batch.append(k)
             size += end - begin
-        yield from self._batch(wanted, spans, batch, deadline)
+        yield from self._batch(wanted, spans, batch, Deadline(timeout))
 
     def _batch(
         self, wanted: Sequence[Wanted], spans: Sequence[tuple[int, int]], batch: Sequence[int], deadline: Deadline

@@ -185,9 +185,7 @@ class Buckets:
             raise missing
         return StoredObject(fd, status)
 
-    def keys(
-        self, bucket: str, *, prefix: str = "", after: str = "", shallow: bool = False
-    ) -> Iterator[Entry]:
+    def keys(self, bucket: str, *, prefix: str = "", after: str = "", shallow: bool = False) -> Iterator[Entry]:
         """Keys in UTF-8 order, lazily; memory is that of the folders on the way down.
 
         Names that are not UTF-8 are left out. Links are followed to files inside the bucket only.

@@ -143,9 +143,7 @@ class FaultyFileSystem(AsyncFileSystem):  # type: ignore[misc]
 
     # -- what fsspec calls
 
-    async def _cat_file(
-        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
-    ) -> bytes:
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         path = self._strip_protocol(path)
         call, decision = self._begin("cat_file", path, start, end)
         try:

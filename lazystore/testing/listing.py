@@ -128,8 +128,7 @@ def list_buckets_xml(names: Iterable[str]) -> bytes:
     )
     owner = "<Owner><ID>lazystore</ID><DisplayName>lazystore</DisplayName></Owner>"
     return (
-        f"{_HEADER}<ListAllMyBucketsResult {_NAMESPACE}>{owner}<Buckets>{buckets}</Buckets>"
-        "</ListAllMyBucketsResult>"
+        f"{_HEADER}<ListAllMyBucketsResult {_NAMESPACE}>{owner}<Buckets>{buckets}</Buckets></ListAllMyBucketsResult>"
     ).encode()
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lazystore._core.reader import Reader
 
 TABLE_AT = 4
-BLOCK = 1024
+BLOCK = 512
 ITEM_PIECE, TABLE_PIECE = 2, 3
 
 

@@ -89,7 +89,7 @@ class ReaderMachine(RuleBasedStateMachine):
         if not self.reader.chunk_length(chunk):
             return False
         offsets, item = self.data.entries(i), self.data.span(chunk, i)
-        if not (self.store.available(chunk, *offsets) or self.has_piece(TABLE_PIECE, chunk, i // 1024)):
+        if not (self.store.available(chunk, *offsets) or self.has_piece(TABLE_PIECE, chunk, i // 512)):
             return False
         return self.store.available(chunk, *item) or self.has_piece(ITEM_PIECE, chunk, i)
 

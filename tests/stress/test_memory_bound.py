@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lazystore import DatasetWriter
 pytestmark = [
     pytest.mark.stress,
     pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"),
+    pytest.mark.skipif("LAZYSTORE_SANITIZED" in os.environ, reason="sanitizers need memory of their own"),
 ]
 
 MIB = 1 << 20

@@ -124,7 +124,7 @@ def child():
     for _ in range(2):
         read_all(dataset)
 
-for _ in range(8):
+for _ in range(5):
     joined(in_child(child))
 stop.set()
 for thread in threads:

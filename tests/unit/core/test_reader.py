@@ -203,7 +203,7 @@ def test_many_more_items_than_are_found_at_a_time_come_in_order() -> None:
 
 def test_pieces_serve_items_of_every_table_block() -> None:
     count = 2 * TABLE_BLOCK + 3
-    store = FrameStore(1 << 20, frame_bytes=8192)  # a block of offsets is a little longer than 4096 bytes
+    store = FrameStore(1 << 20, frame_bytes=8192)  # a block of offsets is a little longer than 2048 bytes
     loader = Loader(store, ChunkedItems(numbered(count, size=20)), "pieces")
     reader = loader.reader = Reader(store, BYTES, loader, [count])
     wanted = [0, TABLE_BLOCK - 1, TABLE_BLOCK, 2 * TABLE_BLOCK - 1, 2 * TABLE_BLOCK, count - 1]

@@ -318,23 +318,23 @@ def test_a_closed_dataset_refuses_every_read(folder: Path) -> None:
 
 
 def test_closing_gives_descriptors_back(folder: Path) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/dev/fd"))
     dataset = StreamingDataset(folder)
     list(dataset)
-    assert set(os.listdir("/proc/self/fd")) > before
+    assert set(os.listdir("/dev/fd")) > before
     dataset.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/dev/fd")) == before
 
 
 def test_a_dataset_that_is_dropped_gives_memory_and_descriptors_back(folder: Path) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/dev/fd"))
     dataset: StreamingDataset | None = StreamingDataset(folder)
     assert dataset is not None
     list(dataset)
     next(iter(dataset))
     dataset = None
     gc.collect()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/dev/fd")) == before
 
 
 def test_repr_says_what_it_is(dataset: StreamingDataset, folder: Path) -> None:
@@ -441,13 +441,13 @@ def test_the_default_budget_is_bounded_by_the_machine(folder: Path) -> None:
 def test_a_failed_opening_leaves_no_descriptor_behind(folder: Path, tmp_path: Path) -> None:
     broken = datasets.copy(folder, tmp_path / "broken")
     (broken / "index.json").write_text("{")
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/dev/fd"))
     for place, error in ((broken, lazystore.FormatError), (tmp_path / "nowhere", DatasetNotFoundError)):
         with pytest.raises(error):
             StreamingDataset(place)
     with pytest.raises(ConfigError):
         StreamingDataset(folder, item_loader=TokensLoader(3))
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/dev/fd")) == before
 
 
 # -- names ----------------------------------------------------------------------------------

@@ -19,9 +19,7 @@ def test_every_exported_name_is_there():
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    script = (
-        "import sys, lazystore.testing; print([m for m in ('asyncio', 'fsspec', 'http') if m in sys.modules])"
-    )
+    script = "import sys, lazystore.testing; print([m for m in ('asyncio', 'fsspec', 'http') if m in sys.modules])"
     home = str(Path(testing.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -37,9 +37,7 @@ def list_all(buckets, query):
             return element.findtext(NAMESPACE + tag) or ""
 
         keys = [urllib.parse.unquote(text(e, "Key")) for e in answer.iter(NAMESPACE + "Contents")]
-        prefixes = [
-            urllib.parse.unquote(text(e, "Prefix")) for e in answer.iter(NAMESPACE + "CommonPrefixes")
-        ]
+        prefixes = [urllib.parse.unquote(text(e, "Prefix")) for e in answer.iter(NAMESPACE + "CommonPrefixes")]
         assert int(text(answer, "KeyCount")) == len(keys) + len(prefixes)
         pages.append((keys, prefixes))
         token = text(answer, "NextContinuationToken")

@@ -150,9 +150,7 @@ def test_a_rewritten_object_has_another_etag(store, root):
     assert ask(store, "/other/changing")[0] == 404
 
 
-@pytest.mark.parametrize(
-    "path", ["/data/none", "/none/blob.bin", "/data/sub%20dir", "/data/none/", "/data//blob.bin"]
-)
+@pytest.mark.parametrize("path", ["/data/none", "/none/blob.bin", "/data/sub%20dir", "/data/none/", "/data//blob.bin"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_what_is_not_there_is_404(store, path, method):
     status, _, body = ask(store, path, method, Authorization="AWS4-HMAC-SHA256 any")
@@ -644,9 +642,7 @@ def test_the_command_line_serves_until_its_stdin_ends(tmp_path):
 )  # fmt: skip
 def test_the_command_line_explains_what_cannot_work(arguments):
     command = [sys.executable, "-m", "lazystore.testing.objectstore", *arguments]
-    done = subprocess.run(
-        command, capture_output=True, stdin=subprocess.DEVNULL, env=environment(), timeout=60
-    )
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, env=environment(), timeout=60)
     assert done.returncode in (1, 2)
     assert done.stdout == b""
     assert done.stderr.startswith(b"error: ")

@@ -38,9 +38,7 @@ def test_an_open_range_runs_to_the_end():
     assert parse_range(" Bytes = 0 - 0 ", 1) == (0, 1)
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("bytes=-0", 5), ("bytes=0-", 0), ("bytes=5-", 5), ("bytes=-5", 0)]
-)
+@pytest.mark.parametrize(("text", "size"), [("bytes=-0", 5), ("bytes=0-", 0), ("bytes=5-", 5), ("bytes=-5", 0)])
 def test_ranges_without_a_byte_are_not_satisfiable(text, size):
     with pytest.raises(StoreError) as caught:
         parse_range(text, size)
