@@ -35,7 +35,7 @@ GUESS_VARIATION = 0.5
 #: Items closer than this are fetched in one request.
 LOCAL_GAP = 16 * KIB
 REMOTE_GAP = 32 * KIB
-#: Bytes of items fetched in one batch by get_many.
+#: Most bytes of items fetched in one wave by get_many; at most a quarter of the arena besides.
 BATCH_BYTES = 16 * KIB * KIB
 
 Wanted = tuple[int, int]
@@ -51,7 +51,8 @@ class SparseReads:
         rent: is told what sparse reads cost.
         stride: bytes an item when all have one length (no table is read then), else 0.
 
-    Memory: the items themselves and at most 128 KiB of table a chunk and wave, besides the pieces in the arena.
+    Memory: the items of one wave (16 MiB, and a quarter of the arena, at most) and 128 KiB of table a chunk, besides
+    the pieces in the arena.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class SparseReads:
         self._source = source
         self._rent = rent
         self._stride = stride
+        self._batch_bytes = min(BATCH_BYTES, store.n_frames * store.frame_bytes // 4)
         self._blocks = LOCAL_BLOCKS if source.local else REMOTE_BLOCKS
 
     # -- one item -----------------------------------------------------------------------
@@ -212,7 +214,7 @@ class SparseReads:
         size = 0
         for k in order:
             begin, end = spans[k]
-            if batch and size + end - begin > BATCH_BYTES:
+            if batch and size + end - begin > self._batch_bytes:
                 yield from self._batch(wanted, spans, batch, Deadline(timeout))
                 batch, size = [], 0
             batch.append(k)

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from lazystore.errors import FormatError, MissingExtraError, UnsupportedError
-
-if TYPE_CHECKING:
-    import zstandard
 
 __all__ = ["ByteStream", "ZstdHeader", "ZstdInflater", "is_zstd", "read_header", "require_codec"]
 
@@ -77,7 +74,7 @@ def read_header(head: bytes) -> ZstdHeader:
     return ZstdHeader(declared, int(parameters.window_size))
 
 
-def _zstandard() -> type[zstandard.ZstdDecompressor]:
+def _zstandard() -> Any:
     try:
         import zstandard
     except ImportError:
@@ -97,7 +94,7 @@ class ZstdInflater:
 
     def __init__(self, stream: ByteStream, *, max_window: int) -> None:
         decompressor = _zstandard()(max_window_size=max(max_window, 1 << 10))
-        self._reader = decompressor.stream_reader(stream, read_size=128 * 1024)  # type: ignore[arg-type]
+        self._reader = decompressor.stream_reader(stream, read_size=128 * 1024)
         self.position = 0
 
     def readinto(self, view: memoryview) -> int:

@@ -224,10 +224,11 @@ class FrameStoreModel:
         return sum(len(log.pieces) for log in self.logs())
 
     def shed_log(self) -> bool:
-        """Evict the oldest closed log that is not pinned."""
+        """Evict the oldest closed log that is not pinned; which one that is, S3-FIFO's store has to tell."""
         for frame in reversed(self.main):
             if isinstance(frame, LogFrame) and not frame.pins:
-                self.discard(frame, evicted=True)
+                if self.exact:
+                    self.discard(frame, evicted=True)
                 return True
         return False
 
