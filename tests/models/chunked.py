@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from lazystore._core.frames import Fill, FrameStore, Lease
+from lazystore._core.reader import TABLE_BLOCK, Reader
 from lazystore.errors import ArenaFullError
 
-if TYPE_CHECKING:
-    from lazystore._core.reader import Reader
-
 TABLE_AT = 4
-BLOCK = 512
 ITEM_PIECE, TABLE_PIECE = 2, 3
 
 
@@ -116,10 +112,10 @@ class Loader:
 
     def keep(self, chunk: int, i: int, content: bytes) -> None:
         width = self.data.width
-        first = i // BLOCK * BLOCK
-        last = min(first + BLOCK, len(self.data.items[chunk]))
+        first = i // TABLE_BLOCK * TABLE_BLOCK
+        last = min(first + TABLE_BLOCK, len(self.data.items[chunk]))
         block = self.data.chunks[chunk][TABLE_AT + width * first : TABLE_AT + width * (last + 1)]
-        self.store.put_piece(TABLE_PIECE, chunk, i // BLOCK, block)
+        self.store.put_piece(TABLE_PIECE, chunk, i // TABLE_BLOCK, block)
         self.store.put_piece(ITEM_PIECE, chunk, i, content)
 
     def items(self, wanted: list[tuple[int, int]]) -> Iterator[tuple[int, Lease | bytes]]:

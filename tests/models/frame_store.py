@@ -94,7 +94,7 @@ class FrameStoreModel:
             if self.exact:
                 self.discard(victim, evicted=True)
         self.frames.append(frame)
-        self.peak = max(self.peak, min(len(self.frames), self.n_frames))
+        self.peak = max(self.peak, len(self.frames))
         return True
 
     def forget(self, frame: Frame) -> None:

@@ -21,7 +21,7 @@ from models.decode_plan import DecodePlanModel
 
 from lazystore._core.decode import DecodePlan
 from lazystore._core.frames import Fill, FrameStore, Lease
-from lazystore._core.reader import Reader
+from lazystore._core.reader import TABLE_BLOCK, Reader
 from lazystore._core.scan import ItemIterator
 from lazystore.errors import ClosedError, FormatError, ItemIndexError
 
@@ -89,7 +89,7 @@ class ReaderMachine(RuleBasedStateMachine):
         if not self.reader.chunk_length(chunk):
             return False
         offsets, item = self.data.entries(i), self.data.span(chunk, i)
-        if not (self.store.available(chunk, *offsets) or self.has_piece(TABLE_PIECE, chunk, i // 512)):
+        if not (self.store.available(chunk, *offsets) or self.has_piece(TABLE_PIECE, chunk, i // TABLE_BLOCK)):
             return False
         return self.store.available(chunk, *item) or self.has_piece(ITEM_PIECE, chunk, i)
 
