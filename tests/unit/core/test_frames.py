@@ -284,6 +284,20 @@ def test_released_leases_refuse_new_views_and_unpin_with_the_last() -> None:
     assert store.counters()["pins"] == 0
 
 
+def test_every_view_of_a_released_lease_pins() -> None:
+    store = make()
+    put(store, 0, 0)
+    lease = store.lease(0, 0, 8)
+    views = [memoryview(lease) for _ in range(3)]
+    lease.release()
+    while views:
+        assert store.counters()["pins"] == 1
+        assert not store.drop(0, 0)
+        views.pop().release()
+    assert store.counters()["pins"] == 0
+    assert store.drop(0, 0)
+
+
 def test_pinned_frames_are_passed_by() -> None:
     store = make()
     expected = {part: put(store, 0, part) for part in range(store.n_frames)}

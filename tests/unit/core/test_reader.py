@@ -643,6 +643,31 @@ def test_a_scan_through_a_tiny_arena_keeps_what_others_ask_for() -> None:
     assert store.counters()["evictions_capacity"] == 0
 
 
+@pytest.mark.parametrize("dropped", ["body", "table", "both"])
+def test_an_iterator_notices_that_its_frames_hold_other_parts_now(dropped: str) -> None:
+    """It remembers frames by number between items; each may be evicted and filled anew meanwhile."""
+    items = [[k.to_bytes(4, "big") * 5 for k in range(3000)]]
+    store, loader, reader = world(items)
+    loader.fill_all()
+    expected, iterator = loader.data.flat, scan(reader)
+    # What the frames hold next looks like offsets, too, but a little larger ones.
+    offsets = np.frombuffer(loader.data.chunks[0], "<u4", count=3 * FRAME // 4).copy() + 4
+    for index in range(3000):
+        if index % 100 == 50:  # in the middle of a part
+            table_part = loader.data.entries(index)[0] // FRAME
+            body_part = loader.data.span(0, index)[0] // FRAME
+            for part in {"body": [body_part], "table": [table_part], "both": [body_part, table_part]}[dropped]:
+                assert store.drop(0, part)
+            for part in range(store.n_frames - store.counters()["frames_in_use"]):
+                other = store.begin(index, part, FRAME)
+                assert other is not None
+                memoryview(other)[:] = offsets[table_part * FRAME // 4 :][: FRAME // 4].tobytes()
+                other.commit()
+                del other
+        assert next(iterator) == expected[index]
+    store.check()
+
+
 def test_abandoned_iterators_hold_nothing() -> None:
     store, _, reader = world(numbered(500, size=100))
     iterators = [ItemIterator(reader, start, 500) for start in range(0, 500, 50)]
