@@ -16,7 +16,7 @@ from lazystore.errors import FormatError, LazyStoreError, UnsupportedError
 from lazystore.fetch.source import Read, Source
 from lazystore.formats.litdata import FRAMED_MAGIC, OFFSET_WIDTH, OFFSETS_AT, ROWS_MAGIC
 
-__all__ = ["ChunkLayout", "Door"]
+__all__ = ["HEAD_BYTES", "ChunkLayout", "Door", "head_of"]
 
 #: Bytes of a chunk's head that show its count and its magic.
 HEAD_BYTES = 8
@@ -33,6 +33,11 @@ class ChunkLayout(Protocol):
     @property
     def hints(self) -> array[int]: ...
     def table_end(self, chunk: int) -> int: ...
+
+
+def head_of(read: Read) -> bytes:
+    """The chunk's head out of a read that begins with the chunk, as far as it came."""
+    return bytes(read.view[: min(HEAD_BYTES, read.got)])
 
 
 class Door:
@@ -52,9 +57,10 @@ class Door:
 
     def place(self, chunk: int, item: int) -> str:
         """Where an item is, for messages."""
-        return f"{self.source.url}/{self.layout.names[chunk]} (chunk {chunk}), item {item}"
+        return f"{self.chunk_place(chunk)}, item {item}"
 
     def chunk_place(self, chunk: int) -> str:
+        """Where a chunk is, for messages."""
         return f"{self.source.url}/{self.layout.names[chunk]} (chunk {chunk})"
 
     def placed(self, chunk: int, error: LazyStoreError) -> LazyStoreError:

@@ -16,7 +16,7 @@ from lazystore._core.decode import DecodePlan
 from lazystore._core.frames import Fill, FrameStore, Lease
 from lazystore._core.reader import Reader
 from lazystore.cache.admission import RentOrBuy, Streams
-from lazystore.cache.door import ChunkLayout, Door
+from lazystore.cache.door import ChunkLayout, Door, head_of
 from lazystore.cache.flight import Arrivals, Deadline
 from lazystore.cache.inflated import InflatedChunks
 from lazystore.cache.sparse import SparseReads
@@ -122,19 +122,20 @@ class ChunkMemory:
     def item(self, chunk: int, i: int, scan: bool) -> Buffer:
         """The bytes of an item that is not resident."""
         deadline = Deadline(self.timeout)
-        forward = scan or self._goes_forward(chunk, i)
+        forward = scan or self._continues_last(chunk, i)
         self._last = (chunk, i)
-        if not (forward or self._wants_frames(chunk, i)):
-            return self._sparse.item(chunk, i, deadline)
+        if not forward:
+            part = self._expected_part(chunk, i)
+            forward = self._is_awaited(part)
+            if not (forward or self._wants_frames(part)):
+                return self._sparse.item(chunk, i, deadline)
         try:
             frames_deadline = Deadline(self.timeout * (FRAMES_SHARE if self._fallback else 1.0))
             return self._from_frames(chunk, i, forward, frames_deadline)
         except (DatasetNotFoundError, SourceChangedError):
             raise
         except (ArenaFullError, FetchError) as error:
-            if not self._fallback or self._compressed:
-                raise
-            if deadline.passed():
+            if not self._fallback or self._compressed or deadline.passed():
                 raise
             self._count_fallback(chunk, error)
             return self._sparse.item(chunk, i, deadline, keep=False)
@@ -163,18 +164,18 @@ class ChunkMemory:
 
     # -- which way ----------------------------------------------------------------------
 
-    def _goes_forward(self, chunk: int, i: int) -> bool:
-        """Whether this miss continues the last one, or is where a forward reader was expected to come next."""
-        if (chunk, i) == (self._last[0], self._last[1] + 1) or (i == 0 and chunk == self._last[0] + 1):
-            return True
-        part = self._expected_part(chunk, i)
+    def _continues_last(self, chunk: int, i: int) -> bool:
+        """Whether this is the item after the last one that missed."""
+        return (chunk, i) == (self._last[0], self._last[1] + 1) or (i == 0 and chunk == self._last[0] + 1)
+
+    def _is_awaited(self, part: Part) -> bool:
+        """Whether a forward reader was expected to come here next."""
         # An item that straddles the border of what such a reader has is the first of what it wants next.
         return self._streams.follows(part) or self._streams.follows(self._next_part(part))
 
-    def _wants_frames(self, chunk: int, i: int) -> bool:
-        if self._compressed or (self.source.local and self._longer_than_frame(chunk)):
+    def _wants_frames(self, part: Part) -> bool:
+        if self._compressed or (self.source.local and self._longer_than_frame(part[0])):
             return True
-        part = self._expected_part(chunk, i)
         return self._rent.should_buy(part)
 
     def _expected_part(self, chunk: int, i: int) -> Part:
@@ -189,16 +190,18 @@ class ChunkMemory:
 
     def _longer_than_frame(self, chunk: int) -> bool:
         """Whether the chunk's items are so long that their frames are no waste."""
-        mean = self._layout.hints[chunk] // max(1, self.reader.chunk_items(chunk))
-        return mean * 2 > self.store.frame_bytes
+        return self._mean_item(chunk) * 2 > self.store.frame_bytes
+
+    def _mean_item(self, chunk: int) -> int:
+        """Bytes of an item on average, as far as the index's hint goes."""
+        return self._layout.hints[chunk] // max(1, self.reader.chunk_items(chunk))
 
     def _dense_parts(self, wanted: Sequence[Part]) -> set[Part]:
         """Parts of which a batch wants so much that alone would cost more than the frame."""
         cost: dict[Part, int] = {}
         for chunk, i in wanted:
             part = self._expected_part(chunk, i)
-            mean = self._layout.hints[chunk] // max(1, self.reader.chunk_items(chunk))
-            cost[part] = cost.get(part, 0) + mean + LOCAL_REQUEST_BYTES
+            cost[part] = cost.get(part, 0) + self._mean_item(chunk) + LOCAL_REQUEST_BYTES
         price = self.store.frame_bytes + LOCAL_REQUEST_BYTES
         dense = {part for part, paid in cost.items() if paid >= price}
         # More dense parts than the arena holds would evict each other before they are read.
@@ -368,7 +371,7 @@ class ChunkMemory:
         if not self.reader.chunk_length(chunk):
             if part:
                 return  # its chunk was not admitted with it: left for later
-            self._door.admit(chunk, sizes[read.name], bytes(view[: min(8, read.got)]))
+            self._door.admit(chunk, sizes[read.name], head_of(read))
         expected = min(self.store.frame_bytes, self.reader.chunk_length(chunk) - begin)
         if read.got < expected or expected <= 0:
             return  # the index's size hint was wrong: this part is fetched again with the right one
@@ -391,8 +394,11 @@ class ChunkMemory:
     def prefetch(self, wanted: Sequence[Part]) -> int:
         """Make items resident; returns how many were not. Waits for their bytes."""
         missing = [at for at in wanted if not self.reader.is_resident(self.reader.first_item(at[0]) + at[1])]
-        long = [at for at in missing if self._longer_than_frame(at[0])]
-        for _ in self.items([at for at in missing if not self._longer_than_frame(at[0])]):
+        long: list[Part] = []
+        short: list[Part] = []
+        for at in missing:
+            (long if self._longer_than_frame(at[0]) else short).append(at)
+        for _ in self.items(short):
             pass
         for chunk, i in sorted(long):  # too long for pieces: only frames can keep them
             if not self.reader.is_resident(self.reader.first_item(chunk) + i):

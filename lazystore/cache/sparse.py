@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from lazystore._core.frames import FrameStore
 from lazystore._core.reader import TABLE_BLOCK, Reader
 from lazystore.cache.admission import RentOrBuy
-from lazystore.cache.door import HEAD_BYTES, ChunkLayout, Door
+from lazystore.cache.door import HEAD_BYTES, ChunkLayout, Door, head_of
 from lazystore.cache.flight import Deadline
 from lazystore.errors import FormatError
 from lazystore.fetch.plan import coalesce
@@ -140,30 +140,28 @@ class SparseReads:
         """Open the chunks and fetch the tables of the wanted items; one wave. ``extra`` travels along."""
         stat = [self._layout.names[chunk] for chunk in wanted if not self._reader.chunk_length(chunk)]
         heads: dict[int, Read] = {}
-        tables: list[tuple[int, Read]] = []
+        tables: Tables = {}
+        reads: list[Read] = []
         for chunk, items in wanted.items():
-            unopened = not self._reader.chunk_length(chunk)
+            name = self._layout.names[chunk]
             spans = [] if self._stride else self._table_spans(chunk, items)
-            for begin, end in spans:
-                tables.append((chunk, Read(self._layout.names[chunk], begin, memoryview(bytearray(end - begin)))))
-            if unopened:
-                # A table span that begins with the chunk holds the head as well.
-                covered = [read for at, read in tables if at == chunk and read.begin == 0]
-                head_size = min(HEAD_BYTES, max(self._layout.table_end(chunk), OFFSETS_AT))
-                heads[chunk] = (
-                    covered[0] if covered else Read(self._layout.names[chunk], 0, memoryview(bytearray(head_size)))
-                )
-        reads = [read for _, read in tables]
-        reads += [read for read in heads.values() if all(read is not other for other in reads)]
-        reads += extra
-        sizes = self._source.run(reads, stat=stat, timeout=deadline.left())
+            tables[chunk] = [Read(name, begin, memoryview(bytearray(end - begin))) for begin, end in spans]
+            reads += tables[chunk]
+            if self._reader.chunk_length(chunk):
+                continue
+            if spans and spans[0][0] == 0:  # a table span that begins with the chunk holds the head as well
+                heads[chunk] = tables[chunk][0]
+            else:
+                size = min(HEAD_BYTES, self._layout.table_end(chunk))
+                heads[chunk] = Read(name, 0, memoryview(bytearray(size)))
+                reads.append(heads[chunk])
+        sizes = self._source.run([*reads, *extra], stat=stat, timeout=deadline.left())
         for chunk, head in heads.items():
-            self._door.admit(chunk, sizes[self._layout.names[chunk]], bytes(head.view[: min(8, head.got)]))
-        found: Tables = {}
-        for chunk, read in tables:
-            self._keep_table(chunk, read)
-            found.setdefault(chunk, []).append(read)
-        return found
+            self._door.admit(chunk, sizes[head.name], head_of(head))
+        for chunk, fetched in tables.items():
+            for read in fetched:
+                self._keep_table(chunk, read)
+        return tables
 
     def _table_spans(self, chunk: int, items: Sequence[int]) -> list[tuple[int, int]]:
         """Byte ranges of the table to fetch: aligned groups of blocks, the count along with the first."""
