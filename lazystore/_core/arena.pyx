@@ -77,9 +77,10 @@ cdef int64_t fixed_bytes(int64_t max_bytes) noexcept:
 
 
 def frame_size_for(int64_t max_bytes):
-    """Frame size in bytes for a budget: 1/32 of it or less, a power of two in 4 KiB .. 1 MiB."""
+    """Frame size in bytes for a budget: 1/128 of it or less, a power of two in 4 KiB .. 1 MiB."""
     cdef int64_t size = MIN_FRAME
-    while size * 2 * 32 <= max_bytes and size < MAX_FRAME:
+    # Small enough that the last, partly filled frame of each block in a shuffle window wastes little.
+    while size * 2 * 128 <= max_bytes and size < MAX_FRAME:
         size *= 2
     return size
 

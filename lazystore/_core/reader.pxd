@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
-from lazystore._core.decode cimport DecodePlan, Leaf
+from lazystore._core.decode cimport DecodePlan
 from lazystore._core.frames cimport FrameStore, Lease
 
 cdef enum Found:
@@ -41,7 +41,6 @@ cdef class Reader:
     cdef object decode_at(self, const uint8_t* p, uint64_t n, int32_t frame)
     cdef object decode_buffer(self, object buffer)
     cdef object decode_across(self, int64_t chunk, uint64_t begin, uint64_t end, bint scan)
-    cdef object leaf_across(self, Leaf* leaf, const int32_t* held, uint64_t at, uint64_t size)
     cdef int fail(self, int64_t chunk, uint64_t i, object error) except -1
     cdef object corrupt(self, int64_t chunk, uint64_t i, uint64_t begin, uint64_t end)
     cdef object read(self, int64_t chunk, uint64_t i, bint scan)
@@ -49,4 +48,4 @@ cdef class Reader:
     cdef int read_spots(
         self, list wanted, Py_ssize_t first, Py_ssize_t last, list found, list missing, list places
     ) except -1
-    cdef Lease lease(self, int64_t chunk, uint64_t i)
+    cdef Lease lease(self, int64_t chunk, uint64_t i, bint scan)

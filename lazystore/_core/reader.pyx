@@ -19,9 +19,10 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from lazystore._core.arena cimport ITEM_PIECE, TABLE_PIECE, part_key, pin, unpin
-from lazystore._core.decode cimport OP_BYTES, DecodePlan, Leaf
+from lazystore._core.decode cimport DecodePlan
 from lazystore._core.frames cimport FrameStore, Lease, lease_bytes, lease_frame
 from lazystore._core.offsets cimport load_offset
+from lazystore._core.spread cimport decode_spread
 from lazystore.errors import ConfigError, FormatError, ItemIndexError
 
 cdef enum:
@@ -56,7 +57,6 @@ cdef extern from *:
 TABLE_BLOCK = 512
 cdef uint64_t MAX_ITEMS = <uint64_t>1 << 62
 cdef int BLOCK_ENTRIES = 512
-cdef uint64_t ACROSS_BYTES = 4096    # shorter items that straddle are gathered whole
 
 
 cdef class Reader:
@@ -138,6 +138,11 @@ cdef class Reader:
         """Number of items in a chunk."""
         self._check_chunk(chunk)
         return self.starts[chunk + 1] - self.starts[chunk]
+
+    @property
+    def n_items(self):
+        """Items of all chunks."""
+        return self.starts[self.n_chunks]
 
     def first_item(self, int64_t chunk):
         """Number in the dataset of a chunk's first item."""
@@ -311,67 +316,26 @@ cdef class Reader:
             PyBuffer_Release(&view)
 
     cdef object decode_across(self, int64_t chunk, uint64_t begin, uint64_t end, bint scan):
-        """Decode an item that lies across resident frames: leaf by leaf, so that a long leaf is copied once."""
+        """Decode an item that lies across resident frames."""
         cdef FrameStore store = self.store
-        cdef DecodePlan plan = self.plan
-        cdef uint64_t at = begin + 4 * <uint64_t>plan.n_leaves
-        cdef uint64_t size, first = begin >> store.shift
-        cdef Py_ssize_t n_held = 0, n_parts = <Py_ssize_t>(((end - 1) >> store.shift) + 1 - first)
-        cdef int32_t* held
-        cdef int k
-        cdef bytes sizes
-        cdef list values
-        if plan.headless or end - begin < ACROSS_BYTES or at > end:
-            return self.decode_buffer(self.gather(chunk, begin, end, scan))
-        sizes = self.gather(chunk, begin, at, scan)
+        cdef uint64_t first = begin >> store.shift
+        cdef Py_ssize_t k, n_parts = <Py_ssize_t>(((end - 1) >> store.shift) + 1 - first)
         # By number from here on: while Python code decodes a leaf, a filler may give a part up, and with it its key.
-        # No list before the pins: making one may run the garbage collector, and that anything.
-        held = <int32_t*>malloc(n_parts * sizeof(int32_t))
+        # No object before the pins: making one may run the garbage collector, and that anything.
+        cdef int32_t* held = <int32_t*>malloc(n_parts * sizeof(int32_t))
         if held == NULL:
             raise MemoryError(f"no memory to decode an item of {end - begin} bytes")
-        for n_held in range(n_parts):
-            held[n_held] = store.find(part_key(chunk, first + n_held))
-            pin(store, held[n_held])
+        for k in range(n_parts):
+            held[k] = store.find(part_key(chunk, first + k))
+            self.note(held[k], scan)
+            pin(store, held[k])
         try:
-            values = []
-            for k in range(plan.n_leaves):
-                size = load_offset(<const uint8_t*>PyBytes_AS_STRING(sizes) + 4 * k, 4)
-                if size > end - at:
-                    raise plan.size_error(end - begin)
-                values.append(self.leaf_across(&plan.leaves[k], held, at - (first << store.shift), size))
-                at += size
-            if at != end:
-                raise plan.size_error(end - begin)
-            return plan.build(values)
+            return decode_spread(store, self.plan, held, begin - (first << store.shift), end - begin)
         finally:
             # A store that was closed meanwhile lives until the last of these.
-            for n_held in range(n_parts):
-                unpin(store, held[n_held])
+            for k in range(n_parts):
+                unpin(store, held[k])
             free(held)
-
-    cdef object leaf_across(self, Leaf* leaf, const int32_t* held, uint64_t at, uint64_t size):
-        """One leaf that begins ``at`` bytes into the pinned frames: in place when one holds it, else from a copy."""
-        cdef FrameStore store = self.store
-        cdef uint64_t inside = at & (store.frame_bytes - 1), n, left = size
-        cdef bytes data
-        cdef uint8_t* to
-        cdef int32_t f
-        if size and inside + size <= <uint64_t>store.frame_bytes:
-            f = held[at >> store.shift]
-            return self.plan.leaf(leaf, store.arena + (<uint64_t>f << store.shift) + inside, size)
-        data = PyBytes_FromStringAndSize(NULL, size)
-        to = <uint8_t*>PyBytes_AS_STRING(data)
-        while left:
-            f = held[at >> store.shift]
-            inside = at & (store.frame_bytes - 1)
-            n = min(left, store.frame_bytes - inside)
-            memcpy(to, store.arena + (<uint64_t>f << store.shift) + inside, n)
-            to += n
-            at += n
-            left -= n
-        if leaf.op == OP_BYTES:
-            return data
-        return self.plan.leaf(leaf, <const uint8_t*>PyBytes_AS_STRING(data), size)
 
     cdef int fail(self, int64_t chunk, uint64_t i, object error) except -1:
         """Raise the same error with the place in front of it, unless it is there already."""
@@ -502,36 +466,36 @@ cdef class Reader:
                     unpin(self.store, spots[done].frame)
         return 0
 
-    cdef Lease lease(self, int64_t chunk, uint64_t i):
+    cdef Lease lease(self, int64_t chunk, uint64_t i, bint scan):
         """The bytes of an item without decoding: a pin on its frame, or a private copy."""
         cdef uint64_t begin = 0, end = 0
         cdef const uint8_t* p = NULL
         cdef int32_t frame = -1
         cdef Found found
         self.store.require_open()
-        found = self.locate(chunk, i, False, &begin, &end, &p, &frame)
+        found = self.locate(chunk, i, scan, &begin, &end, &p, &frame)
         if found == CORRUPT:
             raise self.corrupt(chunk, i, begin, end)
         if found == MISSING:
             self.misses += 1
             try:
-                buffer = self.loader.item(chunk, i, False)
+                buffer = self.loader.item(chunk, i, scan)
             except FormatError as error:
                 self.fail(chunk, i, error)
             return buffer if isinstance(buffer, Lease) else lease_bytes(bytes(buffer))
         self.hits += 1
         if found == STRADDLES:
-            return lease_bytes(self.gather(chunk, begin, end, False))
+            return lease_bytes(self.gather(chunk, begin, end, scan))
         if frame < 0:
             return lease_bytes(b"")
-        self.store.touch(frame)
+        self.note(frame, scan)
         return lease_frame(self.store, frame, p, end - begin)
 
     def view(self, index):
         """A :class:`~lazystore._core.frames.Lease` on the stored bytes of an item."""
         cdef uint64_t i = self.normal(index)
         cdef int64_t chunk = self.chunk_of(i)
-        return self.lease(chunk, i - self.starts[chunk])
+        return self.lease(chunk, i - self.starts[chunk], False)
 
     def get_bytes(self, index):
         """The stored bytes of an item, as a copy."""

@@ -7,8 +7,8 @@ parts it has passed, so that they leave first.
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from lazystore._core.arena cimport NO_KEY, READY, part_key
-from lazystore._core.frames cimport FrameStore
+from lazystore._core.arena cimport NO_KEY, READY, part_key, pin, unpin
+from lazystore._core.frames cimport FrameStore, Lease
 from lazystore._core.offsets cimport load_offset
 from lazystore._core.reader cimport FOUND, Reader
 from lazystore.errors import ClosedError, FormatError, ItemIndexError
@@ -18,31 +18,21 @@ cdef class ItemIterator:
     """The items ``start .. stop - 1`` of a reader in order. Remembers frames by number and key and holds no pin
     between items, so an abandoned iterator costs nothing; parts it has passed become the first to be evicted.
 
+    Parameters:
+        reader: the dataset's.
+        start, stop: item numbers.
+        ahead: an object whose ``at(chunk, part)`` is called when the scan enters another part, or None.
+
     Threads: one iterator belongs to one thread; any number of iterators may run. Pickling: refused.
     """
 
-    cdef Reader reader
-    cdef int64_t index           # next item
-    cdef int64_t stop
-    cdef int64_t chunk           # chunk of `index` while primed
-    cdef int64_t chunk_start
-    cdef int64_t chunk_stop
-    cdef uint64_t begin          # first byte of the next item while primed
-    cdef int32_t body            # frame of that byte, and the key it must still have
-    cdef uint64_t body_key
-    cdef uint64_t body_base
-    cdef uint64_t body_end
-    cdef int32_t table           # frame of the next table entry, likewise
-    cdef uint64_t table_key
-    cdef bint primed
-    cdef bint running
-
-    def __cinit__(self, Reader reader not None, int64_t start, int64_t stop):
+    def __cinit__(self, Reader reader not None, int64_t start, int64_t stop, ahead=None):
         if not 0 <= start <= stop <= <int64_t>reader.starts[reader.n_chunks]:
             raise ItemIndexError(
                 f"items {start}..{stop} are not in a dataset of {reader.starts[reader.n_chunks]} items"
             )
         self.reader = reader
+        self.ahead = ahead
         self.index = start
         self.stop = stop
         self.chunk = -1
@@ -50,6 +40,7 @@ cdef class ItemIterator:
         self.table = -1
         self.body_key = NO_KEY
         self.table_key = NO_KEY
+        self.told = NO_KEY
 
     def __iter__(self):
         return self
@@ -94,7 +85,7 @@ cdef class ItemIterator:
         if store.frames[self.body].key != self.body_key or store.frames[self.body].state != READY:
             return self.slow()
         try:
-            item = reader.decode_at(
+            item = self.emit(
                 store.arena + (<uint64_t>self.body << store.shift) + (self.begin - self.body_base),
                 end - self.begin, self.body,
             )
@@ -107,6 +98,30 @@ cdef class ItemIterator:
             self.primed = False
         return item
 
+    cdef object emit(self, const uint8_t* p, uint64_t n, int32_t frame):
+        """The item as an object, or into the sink; the frame is pinned meanwhile, for that may run Python code."""
+        cdef FrameStore store = self.reader.store
+        if self.sink is None:
+            return self.reader.decode_at(p, n, frame)
+        pin(store, frame)
+        try:
+            self.sink.add(p, n)
+        finally:
+            unpin(store, frame)
+
+    cdef object read(self, int64_t chunk, uint64_t i):
+        """One item from wherever it is."""
+        cdef Lease lease
+        if self.sink is None:
+            return self.reader.read(chunk, i, True)
+        lease = self.reader.lease(chunk, i, True)
+        try:
+            self.sink.add(lease.ptr, lease.length)
+        except (FormatError, UnicodeDecodeError) as error:
+            self.reader.fail(chunk, i, error)
+        finally:
+            lease.release()
+
     cdef object slow(self):
         """One item by the general path, then remember where the next ones are."""
         cdef Reader reader = self.reader
@@ -114,13 +129,16 @@ cdef class ItemIterator:
         cdef int64_t chunk = reader.chunk_of(self.index)
         cdef uint64_t i = self.index - reader.starts[chunk], begin = 0, end = 0
         cdef int32_t table
-        item = reader.read(chunk, i, True)
+        item = self.read(chunk, i)
         if reader.store.closed:
             raise ClosedError("the dataset was closed while it was read")
         self.index += 1
         self.prime()
         if reader.span(chunk, i, &begin, &end, &table) == FOUND and begin < end:
             self.pass_item(chunk, begin, end)
+        if self.ahead is not None and self.primed and self.body_key != self.told:
+            self.told = self.body_key
+            self.ahead.at(self.chunk, self.begin >> reader.store.shift)
         return item
 
     cdef void prime(self) noexcept:

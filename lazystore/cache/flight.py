@@ -43,18 +43,27 @@ class Arrivals:
     """
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        # Re-entrant: a finalizer may announce in the very thread that is announcing.
+        self._condition = threading.Condition(threading.RLock())
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        """Announcements so far. Read it before looking, and hand it to :meth:`wait`: nothing is missed then."""
+        return self._count
 
     def announce(self) -> None:
         """Something landed, or was given up."""
         with self._condition:
+            self._count += 1
             self._condition.notify_all()
 
-    def wait(self, deadline: Deadline) -> None:
-        """Return when something was announced, after a short while, or at the deadline."""
+    def wait(self, deadline: Deadline, seen: int = -1) -> None:
+        """Return when something was announced (since ``seen``), after a short while, or at the deadline."""
         with self._condition:
-            self._condition.wait(min(POLL, deadline.left()))
+            if seen in (-1, self._count):
+                self._condition.wait(min(POLL, deadline.left()))
 
     def reset(self) -> None:
         """Forget waiters that do not exist in a forked child."""
-        self._condition = threading.Condition()
+        self._condition = threading.Condition(threading.RLock())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -16,10 +17,13 @@ from lazystore._core.decode import DecodePlan
 from lazystore._core.frames import Fill, FrameStore, Lease
 from lazystore._core.reader import Reader
 from lazystore.cache.admission import RentOrBuy, Streams
+from lazystore.cache.ahead import ReadAhead
 from lazystore.cache.door import ChunkLayout, Door, head_of
 from lazystore.cache.flight import Arrivals, Deadline
 from lazystore.cache.inflated import InflatedChunks
+from lazystore.cache.slabs import SlabLoader
 from lazystore.cache.sparse import SparseReads
+from lazystore.cache.wave import Wave
 from lazystore.errors import (
     ArenaFullError,
     BudgetTooSmallError,
@@ -63,6 +67,7 @@ class ChunkMemory:
         fallback: read an item directly when frames cannot be had for it (counted), or raise.
         compressed: chunks are whole-file compressed.
         max_window: for compressed chunks, bytes of history reserved for the stream.
+        tables_room: bytes reserved for offset tables that shuffles keep beside the frames.
 
     Threads: any number; each part is fetched once, by whoever asks first. Fork: :meth:`reset_after_fork`.
     Pickling: none, the dataset is rebuilt.
@@ -78,6 +83,7 @@ class ChunkMemory:
         fallback: bool,
         compressed: bool,
         max_window: int = 0,
+        tables_room: int = 0,
     ) -> None:
         self.source = source
         self.store = store
@@ -87,14 +93,16 @@ class ChunkMemory:
         self._fallback = fallback
         self._compressed = compressed
         self._max_window = max_window
+        self._tables_room = tables_room
         self._layout = layout
         self._door = Door(layout, source, compressed=compressed)
-        self._arrivals = Arrivals()
+        self.arrivals = Arrivals()
         request = LOCAL_REQUEST_BYTES if source.local else REMOTE_REQUEST_BYTES
         self._rent = RentOrBuy(store.frame_bytes, request)
         window = min(LOCAL_WINDOW if source.local else REMOTE_WINDOW, store.n_frames * store.frame_bytes // 4)
         self._streams = Streams(window // store.frame_bytes)
         self._last: Part = (-1, -1)
+        self._arrived: deque[Wave] = deque()
 
     def attach(self, plan: DecodePlan, counts: Sequence[int], stride: int, transform: object) -> Reader:
         """Make the reader this memory loads for.
@@ -109,8 +117,12 @@ class ChunkMemory:
         )  # fmt: skip
         self._sparse = SparseReads(self.store, self.reader, self._door, self.source, self._rent, stride=stride)
         self._inflated = InflatedChunks(
-            self.store, self.reader, self._door, self.source, self._arrivals, max_window=self._max_window
+            self.store, self.reader, self._door, self.source, self.arrivals, max_window=self._max_window
         )
+        self.slabs = SlabLoader(
+            self, self._door, self._inflated,
+            stride=stride, compressed=self._compressed, tables_room=self._tables_room,
+        )  # fmt: skip
         return self.reader
 
     # -- what the reader asks -----------------------------------------------------------
@@ -137,7 +149,7 @@ class ChunkMemory:
         except (ArenaFullError, FetchError) as error:
             if not self._fallback or self._compressed or deadline.passed():
                 raise
-            self._count_fallback(chunk, error)
+            self.count_fallback(chunk, error)
             return self._sparse.item(chunk, i, deadline, keep=False)
 
     def items(self, wanted: Sequence[Part]) -> Iterator[tuple[int, Buffer]]:
@@ -155,6 +167,40 @@ class ChunkMemory:
         for k in sorted(through_frames, key=wanted.__getitem__):
             yield k, self._again(*wanted[k])
 
+    def buffers(self, wanted: Sequence[Part]) -> Iterator[tuple[int, Buffer]]:
+        """(position, bytes) of many items, from memory where they are resident."""
+        missing: list[int] = []
+        for k, (chunk, i) in enumerate(wanted):
+            try:
+                yield k, self._take_out(chunk, i, False)
+            except KeyError:
+                missing.append(k)
+        for position, data in self.items([wanted[k] for k in missing]) if missing else ():
+            yield missing[position], data
+
+    def read_ahead(self, first: int, last: int) -> ReadAhead | None:
+        """Begin to fetch ahead of a scan over items ``first .. last - 1``; None where that gains nothing.
+
+        Local files come out of the page cache faster than a request could be made for them; compressed chunks
+        are fetched ahead by their own stream.
+        """
+        if self._compressed or self.source.local or first >= last:
+            return None
+        chunk, i = self.reader.where(first)
+        entry = (OFFSETS_AT + OFFSET_WIDTH * i) >> self.store.shift
+        body = self._expected_part(chunk, i)[1]
+        ahead = ReadAhead(self, self._last_part(last - 1))
+        ahead.begin([(chunk, part) for part in dict.fromkeys((0, entry, max(entry, body)))])
+        return ahead
+
+    def _last_part(self, item: int) -> Part:
+        """The last part a scan up to and with this item may want."""
+        chunk, i = self.reader.where(item)
+        if i + 1 == self.reader.chunk_items(chunk):
+            return chunk, 1 << 31
+        # Items vary in length: a part more than expected; the scan asks for what is still missing then.
+        return chunk, self._expected_part(chunk, i)[1] + 1
+
     def _again(self, chunk: int, i: int) -> Buffer:
         """An item of a batch through frames: an earlier one of the batch may have brought it."""
         try:
@@ -171,7 +217,7 @@ class ChunkMemory:
     def _is_awaited(self, part: Part) -> bool:
         """Whether a forward reader was expected to come here next."""
         # An item that straddles the border of what such a reader has is the first of what it wants next.
-        return self._streams.follows(part) or self._streams.follows(self._next_part(part))
+        return self._streams.follows(part) or self._streams.follows(self.next_part(part))
 
     def _wants_frames(self, part: Part) -> bool:
         if self._compressed or (self.source.local and self._longer_than_frame(part[0])):
@@ -222,6 +268,8 @@ class ChunkMemory:
     def _brought(self, chunk: int, i: int, scan: bool, deadline: Deadline, held: list[Fill]) -> Buffer:
         full: ArenaFullError | None = None
         while True:
+            seen = self.arrivals.count
+            self.settle()
             need = self._parts_needed(chunk, i, deadline)
             if not need:
                 try:
@@ -241,14 +289,17 @@ class ChunkMemory:
                     url=self.source.url, elapsed=deadline.timeout,
                 )  # fmt: skip
             try:
-                held += self._fill(chunk, need, scan, deadline)
+                fills = self._fill(chunk, need, scan, deadline)
                 full = None
             except ArenaFullError as error:
                 # Frames others are filling come free by themselves; pinned ones are somebody's to release.
                 if self._fallback and not self.store.filling:
                     raise
                 full = error
-                self._arrivals.wait(deadline)
+                fills = []
+            held += fills
+            if not fills:
+                self.arrivals.wait(deadline, seen)
 
     def _parts_needed(self, chunk: int, i: int, deadline: Deadline) -> list[int]:
         """Parts to bring in next for an item: its chunk's first, then its table's, then its own."""
@@ -281,6 +332,8 @@ class ChunkMemory:
                 return self._inflated.fill(chunk, need[-1] if scan else need[0], scan, deadline)
             except (FormatError, BudgetTooSmallError) as error:
                 raise self._door.placed(chunk, error) from None
+        if all(self.store.state(chunk, part) == "filling" for part in need):
+            return []
         parts = self._window(chunk, need, scan)
         try:
             return self._wave(parts, len(need), scan, deadline)
@@ -294,13 +347,9 @@ class ChunkMemory:
         """One request wave for the parts that nobody holds or fills."""
         fills = self._reserve(parts, needed, scan)
         if not fills:
-            self._arrivals.wait(deadline)  # others are filling what is needed
-            return []
+            return []  # others are filling what is needed
         stat = list({self._layout.names[c]: None for c, _ in fills if not self.reader.chunk_length(c)})
-        reads = {
-            part: Read(self._layout.names[part[0]], part[1] * self.store.frame_bytes, memoryview(fill))
-            for part, fill in fills.items()
-        }
+        reads = self._reads(fills)
         landed = False
         try:
             sizes = self.source.run(list(reads.values()), stat=stat, timeout=deadline.left())
@@ -313,10 +362,57 @@ class ChunkMemory:
                 fill.abort()  # nothing after commit
                 if not landed:
                     fill.release()
-            self._arrivals.announce()
+            self.arrivals.announce()
         for part in fills:
             self._rent.bought(part)
         return list(fills.values())
+
+    def send(self, parts: Sequence[Part], *, urgent: bool = False) -> tuple[Wave | None, int]:
+        """Send for parts without waiting.
+
+        Parameters:
+            urgent: somebody waits for them already.
+
+        Returns:
+            The wave, None when all of them are resident or on their way; and how many of the parts, from the
+            first on, were seen to: fewer than all when no frame is to be had now.
+        """
+        fills: dict[Part, Fill] = {}
+        sent = 0
+        for part in parts:
+            try:
+                fills.update(self._reserve([part], 1, True))
+            except ArenaFullError:
+                break
+            sent += 1
+        if not fills:
+            return None, sent
+        stat = list({self._layout.names[c]: None for c, _ in fills if not self.reader.chunk_length(c)})
+        wave = Wave(
+            self.source, fills, self._reads(fills),
+            stat=stat, timeout=self.timeout, urgent=urgent, on_done=self._note_arrival,
+        )  # fmt: skip
+        return wave, sent
+
+    def _note_arrival(self, wave: Wave) -> None:
+        self._arrived.append(wave)
+        self.arrivals.announce()
+
+    def settle(self) -> None:
+        """Make readable what arrived meanwhile."""
+        while self._arrived:
+            try:
+                wave = self._arrived.popleft()
+            except IndexError:
+                return  # another thread took it
+            wave.land(self._land)
+            self.arrivals.announce()
+
+    def _reads(self, fills: dict[Part, Fill]) -> dict[Part, Read]:
+        frame = self.store.frame_bytes
+        return {
+            part: Read(self._layout.names[part[0]], part[1] * frame, memoryview(fill)) for part, fill in fills.items()
+        }
 
     def _window(self, chunk: int, need: list[int], scan: bool) -> list[Part]:
         """The needed parts, and those a forward reader will want next, across chunk borders."""
@@ -326,16 +422,16 @@ class ChunkMemory:
         window = self._streams.window(parts[0])
         at = parts[-1]
         while len(parts) < window:
-            at = self._next_part(at)
+            at = self.next_part(at)
             if at[0] < 0:
                 break
             parts.append(at)
-        following = self._next_part(parts[-1])
+        following = self.next_part(parts[-1])
         if following[0] >= 0:
             self._streams.expect(following, window)
         return parts
 
-    def _next_part(self, part: Part) -> Part:
+    def next_part(self, part: Part) -> Part:
         """The part after this one in dataset order; (-1, -1) after the last."""
         chunk, number = part
         length = self.reader.chunk_length(chunk) or self._layout.hints[chunk]
@@ -382,7 +478,8 @@ class ChunkMemory:
 
     # -- the rest -----------------------------------------------------------------------
 
-    def _count_fallback(self, chunk: int, error: Exception) -> None:
+    def count_fallback(self, chunk: int, error: Exception) -> None:
+        """An item had to be read past the frames: logged once, counted."""
         if not self.fallbacks:
             log.warning(
                 "Streaming failed for chunk %s (%s). Falling back to direct file access; "
@@ -407,7 +504,7 @@ class ChunkMemory:
 
     def reset_after_fork(self) -> None:
         """In a forked child: forget locks and fills of threads that exist only in the parent."""
-        self._arrivals.reset()
+        self.arrivals.reset()
         self._inflated.reset()
         reset = getattr(self.source, "reset_after_fork", None)
         if reset is not None:

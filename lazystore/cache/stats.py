@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lazystore.cache.slabs import PACKED
+
 if TYPE_CHECKING:
     from lazystore.cache.memory import ChunkMemory
 
@@ -51,9 +53,11 @@ def memory_stats(memory: ChunkMemory, *, budget: int, monitor: bool) -> dict[str
 
 
 def _chunks(memory: ChunkMemory) -> dict[int, dict[str, Any]]:
-    """One entry a chunk with resident frames."""
+    """One entry a chunk with resident frames; what shuffles pack for themselves is no chunk's."""
     found: dict[int, dict[str, Any]] = {}
     for chunk, _, arrived, hits, idle_ms, pins, _ in memory.store.contents():
+        if chunk == PACKED:
+            continue
         entry = found.setdefault(
             chunk,
             {

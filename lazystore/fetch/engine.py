@@ -8,23 +8,18 @@ What a request looks like on a given storage is the Wire's business (``wire_http
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import functools
 import os
+import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from lazystore.errors import (
-    ClosedError,
-    ConfigError,
-    DatasetNotFoundError,
-    FetchError,
-    FetchTimeoutError,
-    LazyStoreError,
-    SourceChangedError,
-)
+from lazystore.errors import ClosedError, ConfigError, FetchError, FetchTimeoutError, LazyStoreError
+from lazystore.fetch.failures import failure, timed_out
+from lazystore.fetch.flight import Outcome, Wave, finish
 from lazystore.fetch.flow import Watch
 from lazystore.fetch.jobs import Batch, HeadJob, Job, PartJob, Pins, WholeJob, parts_of
 from lazystore.fetch.link import CANCEL_S, LIVE, Link, let_go, orphan, shut
@@ -40,25 +35,50 @@ __all__ = ["DEFAULT_IN_FLIGHT_BYTES", "WireSource"]
 DEFAULT_IN_FLIGHT_BYTES = 64 << 20
 #: Where answers carry no identity, every so many-th call compares it afresh.
 RECHECK_EVERY = 64
-#: Seconds beyond its deadline a call waits for a loop that does not react at all.
-STUCK_S = 5.0
 #: Seconds that must be left for another attempt to make sense.
 SHORTEST_ATTEMPT_S = 0.01
-#: Characters of a storage client's own words that go into our message.
-MAX_CAUSE = 300
-
 _RETRYABLE = frozenset({Verdict.RETRY, Verdict.STALL, Verdict.BRIEF})
 
-_REMEDY = {
-    Verdict.MISSING: "check the URL, and that the dataset is complete there",
-    Verdict.DENIED: (
-        "check the credentials in storage_options (a public bucket may need {'anon': True}); some stores "
-        "answer like this for objects that do not exist"
-    ),
-    Verdict.CHANGED: "the dataset was rewritten while it was read: open it again",
-    Verdict.BEYOND: "the object is shorter than its index says: upload it again",
-    Verdict.BRIEF: "check the host, the port and the network",
-}
+
+class WireFlight(Wave):
+    """A wave on the event loop of a link; forgotten unfinished, it is cancelled."""
+
+    __slots__ = ("_batch", "_loop")
+
+    def __init__(self, outcome: Outcome, url: str, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(outcome, url, batch.deadline.timeout)
+        self._batch = batch
+        self._loop = loop
+
+    def _may_wait(self) -> None:
+        if asyncio._get_running_loop() is self._loop:
+            raise ConfigError("a source cannot be waited for inside its own event loop: use another thread")
+
+    def _remaining(self) -> float:
+        return self._batch.deadline.remaining()
+
+    def _take_back(self) -> None:
+        self._batch.abandon()
+        self._halt()
+
+    def _stuck(self) -> FetchTimeoutError:
+        return FetchTimeoutError(
+            f"the event loop that reads {redact(self._url)!r} does not react: something blocks it",
+            elapsed=self._batch.deadline.elapsed(),
+        )
+
+    def _halt(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._batch.halt)
+        except RuntimeError:
+            return  # the loop is closed: nothing runs any more
+
+    def __del__(self) -> None:
+        # At any moment in any thread, so without locks. Who forgot the flight cannot ask about the byte
+        # that is just being written, and the views keep its buffer alive.
+        if not self.done() and not sys.is_finalizing():
+            self._batch.live = False
+            self._halt()
 
 
 class WireSource:
@@ -105,6 +125,7 @@ class WireSource:
         self._closed = False
         self._lock = threading.Lock()
         self._link: Link | None = None
+        self._flights: set[Outcome] = set()
         LIVE.add(self)
 
     def _connect(self) -> Wire:
@@ -130,24 +151,38 @@ class WireSource:
         ``Read.got`` is set when the call succeeds. After an error the buffers' contents are undefined,
         and nothing is written to them any more once the error is raised.
         """
+        return finish(self.start(reads, stat=stat, timeout=timeout, urgent=True))
+
+    def start(
+        self,
+        reads: Sequence[Read],
+        *,
+        stat: Iterable[str] = (),
+        timeout: float,
+        urgent: bool = False,
+        on_done: Callable[[], None] | None = None,
+    ) -> Wave:
+        """Begin the same on the loop's thread; see :class:`lazystore.fetch.source.Source`."""
         names = tuple(dict.fromkeys(stat))
-        batch = Batch(Deadline(timeout, self._policy.clock), names)
+        batch = Batch(Deadline(timeout, self._policy.clock), names, urgent=urgent)
         self._check_open()
+        outcome = Outcome(on_done)
         jobs = parts_of(batch, reads, self._pins, self.counters, self._part_bytes)
-        jobs = [job for job in jobs if self._worth_sending(batch, job)]
+        try:
+            jobs = [job for job in jobs if self._worth_sending(batch, job)]
+        except LazyStoreError as error:
+            outcome.settle(error=error)
+            return Wave(outcome, self.url, timeout)
         if jobs or any(self._pins.size(name) == UNKNOWN for name in names):
-            link = self._connected()
-            self._submit(link, batch, self._drive(link, batch, jobs, names))
-            for job in jobs:
-                job.read.got += job.landed
-        return {name: self._pins.size(name) for name in names}
+            return self._launch(batch, jobs, names, outcome)
+        outcome.settle({name: self._pins.size(name) for name in names})
+        return Wave(outcome, self.url, timeout)
 
     def read_all(self, name: str, *, limit: int, timeout: float) -> bytes:
         """The whole object; see :class:`lazystore.fetch.source.Source`."""
-        batch = Batch(Deadline(timeout, self._policy.clock))
+        batch = Batch(Deadline(timeout, self._policy.clock), urgent=True)
         job = WholeJob(name, limit, self._pins, self.counters)
-        link = self._connected()
-        self._submit(link, batch, self._drive(link, batch, [job], ()))
+        finish(self._launch(batch, [job], (), Outcome()))
         return job.result()
 
     def close(self) -> None:
@@ -157,6 +192,8 @@ class WireSource:
             link, self._link = self._link, None
         if link is not None and link.pid == os.getpid():
             shut(link)
+            for outcome in list(self._flights):  # the loop ended before it could tell them
+                outcome.settle(error=self._closed_while_reading())
 
     # --- from the caller's thread to the loop -----------------------------------------------------
 
@@ -182,62 +219,79 @@ class WireSource:
         except WireError as error:
             raise self._failure(batch, job, error, error.verdict) from None
 
-    def _submit(self, link: Link, batch: Batch, call: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine on the loop and wait for it; an interrupted wait cancels it."""
-        if asyncio._get_running_loop() is link.wire.loop:
-            call.close()
-            raise ConfigError("a source cannot be read from inside its own event loop: use another thread")
+    def _launch(self, batch: Batch, jobs: Sequence[Job], names: Sequence[str], outcome: Outcome) -> WireFlight:
+        """Hand a batch to the loop."""
+        link = self._connected()
+        flight = WireFlight(outcome, self.url, batch, link.wire.loop)
+        self._flights.add(outcome)
         try:
-            future = asyncio.run_coroutine_threadsafe(call, link.wire.loop)
+            link.wire.loop.call_soon_threadsafe(self._begin, link, batch, jobs, names, outcome)
         except RuntimeError as error:
-            call.close()
+            self._flights.discard(outcome)
             raise ClosedError(f"the source {redact(self.url)!r} is closed; open it again") from error
         except BaseException:
-            batch.abandon()  # an interrupt on the way there: what was sent must not land
+            flight.cancel()  # an interrupt on the way there: what was sent must not land
             raise
-        try:
-            future.result(batch.deadline.remaining() + STUCK_S)
-        except concurrent.futures.CancelledError:
-            batch.abandon()
-            if self._closed:
-                raise ClosedError(f"the source {redact(self.url)!r} was closed while it was read") from None
-            raise FetchError(f"reading {redact(self.url)!r} was cancelled from outside") from None
-        except BaseException as error:
-            batch.abandon()
-            if isinstance(error, TimeoutError) and not future.done():
-                future.cancel()
-                raise FetchTimeoutError(
-                    f"the event loop that reads {redact(self.url)!r} does not react: something blocks it",
-                    elapsed=batch.deadline.elapsed(),
-                ) from None
-            future.cancel()
-            raise
+        if self._closed:
+            outcome.settle(error=self._closed_while_reading())
+        return flight
+
+    def _closed_while_reading(self) -> ClosedError:
+        return ClosedError(f"the source {redact(self.url)!r} was closed while it was read")
 
     # --- on the loop ------------------------------------------------------------------------------
 
+    def _begin(self, link: Link, batch: Batch, jobs: Sequence[Job], names: Sequence[str], outcome: Outcome) -> None:
+        if self._closed or not batch.live:
+            self._flights.discard(outcome)
+            outcome.settle(error=self._closed_while_reading() if self._closed else self._cancelled())
+            return
+        task = link.wire.loop.create_task(self._drive(link, batch, jobs, names))
+        batch.task = task
+        link.calls.add(task)
+        task.add_done_callback(functools.partial(self._end, link, batch, jobs, names, outcome))
+
+    def _end(
+        self,
+        link: Link,
+        batch: Batch,
+        jobs: Sequence[Job],
+        names: Sequence[str],
+        outcome: Outcome,
+        task: asyncio.Task[None],
+    ) -> None:
+        link.calls.discard(task)
+        self._flights.discard(outcome)
+        batch.task = None
+        error = self._cancelled() if task.cancelled() else task.exception()
+        if error is not None:
+            batch.abandon()
+            outcome.settle(error=self._closed_while_reading() if task.cancelled() and self._closed else error)
+            return
+        for job in jobs:
+            job.deliver()
+        outcome.settle({name: self._pins.size(name) for name in names})
+
+    def _cancelled(self) -> FetchError:
+        return FetchError(f"reading {redact(self.url)!r} was cancelled from outside")
+
     async def _drive(self, link: Link, batch: Batch, jobs: Sequence[Job], names: Sequence[str]) -> None:
         """One wave: all jobs and sizes at once; the first final failure ends it."""
-        task = asyncio.current_task()
-        assert task is not None
-        link.calls.add(task)
         self.counters.waves += 1
-        try:
-            if not link.prepared:
-                await self._prepare(link, batch)
-            told = {job.name for job in jobs} if link.wire.tells else set()
-            for name in names:
-                if name not in told and self._pins.size(name) == UNKNOWN:
-                    self._start_head(link, batch, name)
-            self._recheck(link, batch, jobs)
-            queue = deque(jobs)
-            workers = min(len(queue), link.slots)
-            tasks = [asyncio.create_task(self._work(link, batch, queue)) for _ in range(workers)]
-            await self._finish(batch, [*tasks, *batch.heads.values()])
-            for name in names:  # an answer need not tell the size
-                if self._pins.size(name) == UNKNOWN:
-                    await self._finish(batch, [self._start_head(link, batch, name)])
-        finally:
-            link.calls.discard(task)
+        if not link.prepared:
+            await self._prepare(link, batch)
+        told = {job.name for job in jobs} if link.wire.tells else set()
+        for name in names:
+            if name not in told and self._pins.size(name) == UNKNOWN:
+                self._start_head(link, batch, name)
+        self._recheck(link, batch, jobs)
+        queue = deque(jobs)
+        workers = min(len(queue), link.slots)
+        tasks = [asyncio.create_task(self._work(link, batch, queue)) for _ in range(workers)]
+        await self._finish(batch, [*tasks, *batch.heads.values()])
+        for name in names:  # an answer need not tell the size
+            if self._pins.size(name) == UNKNOWN:
+                await self._finish(batch, [self._start_head(link, batch, name)])
 
     async def _prepare(self, link: Link, batch: Batch) -> None:
         job = HeadJob("", self._pins, self.counters)
@@ -308,7 +362,7 @@ class WireSource:
         try:
             while job.wanted():
                 job.attempts += 1
-                error = await self._attempt(link, job, watch)
+                error = await self._attempt(link, batch, job, watch)
                 if error is None:
                     if not job.wanted():
                         break
@@ -330,10 +384,10 @@ class WireSource:
             return not job.wanted()
         return False
 
-    async def _attempt(self, link: Link, job: Job, watch: Watch) -> Exception | None:
+    async def _attempt(self, link: Link, batch: Batch, job: Job, watch: Watch) -> Exception | None:
         """One request; returns what went wrong."""
         counters, gate = self.counters, link.gate
-        await gate.enter(job.weight)
+        await gate.enter(job.weight, batch.urgent)
         if isinstance(job, HeadJob):
             counters.extra["stat_requests"] += 1
         else:
@@ -377,61 +431,25 @@ class WireSource:
 
     # --- errors -----------------------------------------------------------------------------------
 
-    def _where(self, job: Job) -> tuple[str, str]:
-        """The object's URL, and the same with the range, for messages."""
+    def _url(self, job: Job) -> str:
+        """The object's URL for messages."""
         link = self._link
-        url = link.wire.url(job.name) if link is not None else f"{redact(self.url).rstrip('/')}/{job.name}"
-        return url, f"{url} bytes {job.begin}-{job.end}" if job.end >= 0 else url
+        return link.wire.url(job.name) if link is not None else f"{redact(self.url).rstrip('/')}/{job.name}"
 
     def _failure(self, batch: Batch, job: Job, error: BaseException, verdict: Verdict) -> LazyStoreError:
-        """The error a caller gets for a failure that more attempts would not cure."""
-        if isinstance(error, LazyStoreError):
-            return error
-        url, where = self._where(job)
-        elapsed = batch.deadline.elapsed()
-        tries = f"{job.attempts} attempt{'s' if job.attempts != 1 else ''}, {elapsed:.1f} s"
-        message = f"cannot read {where}: {_words(error)} ({tries})"
-        if remedy := _REMEDY.get(verdict):
-            message += f"; {remedy}"
-        if verdict is Verdict.MISSING:
-            return DatasetNotFoundError(message)
-        kind = SourceChangedError if verdict is Verdict.CHANGED else FetchError
-        return kind(message, url=url, begin=job.begin, end=job.end, attempts=job.attempts, elapsed=elapsed)
+        return failure(batch, job, self._url(job), error, verdict)
 
     def _timed_out(self, batch: Batch, job: Job | None, error: BaseException | None) -> FetchTimeoutError:
-        """The error of a call whose deadline passed, or would pass before another attempt."""
-        elapsed = batch.deadline.elapsed()
-        if job is None:
-            return FetchTimeoutError(f"no answer from {redact(self.url)!r} in {elapsed:.1f} s", elapsed=elapsed)
-        url, where = self._where(job)
-        last = f"the last one failed with {_words(error)}" if error is not None else "none was answered"
-        return FetchTimeoutError(
-            f"{where} did not come within {batch.deadline.timeout:g} s: {job.attempts} attempts in "
-            f"{elapsed:.1f} s, {last}; raise the timeout if the storage is just slow",
-            url=url,
-            begin=job.begin,
-            end=job.end,
-            attempts=job.attempts,
-            elapsed=elapsed,
-        )
+        return timed_out(batch, job, self._url(job) if job is not None else redact(self.url), error)
 
     def after_fork(self) -> None:
         """Called in a forked child: forget the parent's connection without touching it."""
         self._lock = threading.Lock()
+        self._flights = set()
         link, self._link = self._link, None
         self.counters.in_flight_bytes = 0
         if link is not None:
             orphan(link)
-
-
-def _words(error: BaseException) -> str:
-    """The storage client's own words, shortened; obstore appends pages of debug output."""
-    text = str(error).partition("\n\nDebug source")[0].strip().replace("\n", " ")
-    if len(text) > MAX_CAUSE:
-        text = text[: MAX_CAUSE - 3] + "..."
-    if isinstance(error, WireError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _rebuild(kind: type[WireSource], recipe: dict[str, Any]) -> WireSource:

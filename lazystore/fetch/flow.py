@@ -18,7 +18,9 @@ LAG_S = 0.1
 
 
 class Gate:
-    """Admits requests while both their number and their bytes stay within bounds; first come, first served.
+    """Admits requests while both their number and their bytes stay within bounds.
+
+    First come, first served, but those in a hurry before all others that wait.
 
     Args:
         slots: requests at once.
@@ -26,30 +28,32 @@ class Gate:
         counters: where bytes in flight and their peak are kept.
     """
 
-    __slots__ = ("_counters", "_room", "_slots", "_waiting", "room")
+    __slots__ = ("_counters", "_room", "_slots", "_urgent", "_waiting", "room")
 
     def __init__(self, slots: int, room: int, counters: FetchCounters) -> None:
         self._slots = slots
         self._room = room
         self._counters = counters
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: deque[_Turn] = deque()
+        self._urgent: deque[_Turn] = deque()
         self.room = room
 
-    async def enter(self, weight: int) -> None:
+    async def enter(self, weight: int, urgent: bool = False) -> None:
         """Wait for a slot and ``weight`` bytes of room; pair with :meth:`leave`."""
-        if not self._waiting and self._slots > 0 and weight <= self._room:
+        line = self._urgent if urgent else self._waiting
+        if not line and not self._urgent and self._slots > 0 and weight <= self._room:
             self._take(weight)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (weight, turn)
-        self._waiting.append(entry)
+        line.append(entry)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.leave(weight)  # admitted and cancelled in the same breath
             else:
-                self._waiting.remove(entry)
+                line.remove(entry)
                 self._admit()  # those behind a heavy waiter may fit now
             raise
 
@@ -69,17 +73,21 @@ class Gate:
             counters.in_flight_peak = counters.in_flight_bytes
 
     def _admit(self) -> None:
-        waiting = self._waiting
-        while waiting:
-            weight, turn = waiting[0]
-            if turn.cancelled():
-                waiting.popleft()
-                continue
-            if self._slots <= 0 or weight > self._room:
-                return
-            waiting.popleft()
-            self._take(weight)
-            turn.set_result(None)
+        for line in (self._urgent, self._waiting):
+            while line:
+                weight, turn = line[0]
+                if turn.cancelled():
+                    line.popleft()
+                    continue
+                if self._slots <= 0 or weight > self._room:
+                    return
+                line.popleft()
+                self._take(weight)
+                turn.set_result(None)
+
+
+#: Bytes wanted, and what is awaited for them.
+_Turn = tuple[int, "asyncio.Future[None]"]
 
 
 class Watch:

@@ -66,20 +66,27 @@ class Batch:
     written into the caller's buffers any more.
     """
 
-    __slots__ = ("deadline", "heads", "live", "lock", "open_ended", "under_way")
+    __slots__ = ("deadline", "heads", "live", "lock", "open_ended", "task", "under_way", "urgent")
 
-    def __init__(self, deadline: Deadline, open_ended: Iterable[str] = ()) -> None:
+    def __init__(self, deadline: Deadline, open_ended: Iterable[str] = (), *, urgent: bool = False) -> None:
         self.deadline = deadline
         self.open_ended = frozenset(open_ended)
         self.heads: dict[str, asyncio.Task[None]] = {}
         self.under_way: set[Job] = set()
         self.lock = threading.Lock()
         self.live = True
+        self.urgent = urgent
+        self.task: asyncio.Task[None] | None = None
 
     def abandon(self) -> None:
         """Take the buffers away from whatever may still be under way. Any thread."""
         with self.lock:
             self.live = False
+
+    def halt(self) -> None:
+        """Cancel its requests. On the loop, after its task was made."""
+        if self.task is not None:
+            self.task.cancel()
 
 
 class Job:
@@ -125,6 +132,9 @@ class Job:
     def silent_bytes(self, wire: Wire) -> int:
         """Bytes of the next attempt that travel without a sign of progress."""
         return 0
+
+    def deliver(self) -> None:
+        """The call succeeded: tell its reads."""
 
     def answered(self, begin: int, end: int, identity: Identity | None) -> None:
         raise NotImplementedError
@@ -198,6 +208,9 @@ class PartJob(Job):
         if at > stop:
             raise range_ignored(UNKNOWN)
         return at < stop
+
+    def deliver(self) -> None:
+        self.read.got += self.landed
 
     def silent_bytes(self, wire: Wire) -> int:
         return 0 if wire.streams else self.weight - self.landed

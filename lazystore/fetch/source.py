@@ -8,11 +8,11 @@ buffers live, is above; how bytes travel is below.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["FetchCounters", "Read", "Source"]
+__all__ = ["FetchCounters", "Flight", "Read", "Source"]
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +47,7 @@ class FetchCounters:
         bytes_fetched: payload bytes received, those of failed attempts included when known.
         in_flight_bytes: payload bytes asked for and not yet landed.
         in_flight_peak: high-water mark of the former.
-        waves: calls of ``run`` that sent at least one request.
+        waves: calls of ``run`` and ``start`` that sent at least one request.
     """
 
     requests: int = 0
@@ -57,6 +57,36 @@ class FetchCounters:
     in_flight_peak: int = 0
     waves: int = 0
     extra: dict[str, int] = field(default_factory=dict)
+
+
+class Flight(Protocol):
+    """One wave under way: the reads and sizes of one :meth:`Source.start`.
+
+    Hold on to it: a flight that is forgotten unfinished is cancelled, so that nothing is written into
+    buffers that nobody owns any more. Threads: any may call. Fork: dead in the child (:meth:`done` is True,
+    :meth:`result` raises FetchError). Not picklable.
+    """
+
+    def done(self) -> bool:
+        """Whether it ended, well or not; never waits."""
+        ...
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds; True once it ended. Never raises the flight's error."""
+        ...
+
+    def result(self) -> dict[str, int]:
+        """The sizes (bytes) of ``stat``; raises what :meth:`Source.run` would. Waits for the end, at most
+        until the deadline, so ask when it is done.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """End it now, without waiting for the storage. After it returns no byte is written into the buffers.
+
+        Cancelling twice, or after the end, is harmless.
+        """
+        ...
 
 
 class Source(Protocol):
@@ -83,6 +113,27 @@ class Source(Protocol):
             SourceChangedError: an object is no longer the one whose size was given.
             FetchError: anything else that retries did not cure, a range that ends
                 beyond the object among them.
+        """
+        ...
+
+    def start(
+        self,
+        reads: Sequence[Read],
+        *,
+        stat: Iterable[str] = (),
+        timeout: float,
+        urgent: bool = False,
+        on_done: Callable[[], None] | None = None,
+    ) -> Flight:
+        """Begin what :meth:`run` does, and let the caller go on.
+
+        Args:
+            urgent: its requests pass those of other calls that wait for their turn.
+            on_done: called once, from whichever thread ends the flight (also when it failed or was
+                cancelled); must be quick and must not raise. May be called before ``start`` returns.
+
+        Raises:
+            ClosedError, ConfigError: at once; everything else is raised by :meth:`Flight.result`.
         """
         ...
 

@@ -6,56 +6,52 @@ Here: arguments, opening, and the public surface. Where items lie is the reader'
 
 from __future__ import annotations
 
+import copy
+import operator
 import os
 import weakref
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from lazystore._core.arena import MIN_BYTES
-from lazystore._core.decode import DecodePlan
-from lazystore._core.frames import FrameStore
-from lazystore._core.scan import ItemIterator
-from lazystore.cache.inflate import WINDOW_SHARE
-from lazystore.cache.memory import ChunkMemory
+from lazystore._core.walk import Walk
 from lazystore.cache.stats import memory_stats
-from lazystore.config import EvictionPolicy, StreamingConfig, default_memory, parse_bytes
-from lazystore.errors import (
-    BudgetTooSmallError,
-    ConfigError,
-    DatasetNotFoundError,
-    FormatError,
-    MissingExtraError,
-    UnsupportedError,
-)
+from lazystore.config import EvictionPolicy
+from lazystore.errors import ConfigError
 from lazystore.fetch import open_source
-from lazystore.formats.leaves import leaf_operation
-from lazystore.formats.litdata import INDEX_NAME, LitDataIndex, parse_index
-from lazystore.formats.pytree import compile_tree, leaf_names
+from lazystore.formats.litdata import INDEX_NAME
 from lazystore.streaming.item_loader import BaseItemLoader
 from lazystore.streaming.numbering import number_items
+from lazystore.streaming.opening import (
+    compile_plan,
+    config_of,
+    in_flight_bytes,
+    make_memory,
+    placed,
+    read_index,
+    smallest_budget,
+)
+from lazystore.streaming.order import Shape
+from lazystore.streaming.prefetch import RouteFeed
+from lazystore.streaming.session import Session, fingerprint, order_kind
+from lazystore.streaming.subset import Selection, subsample, subset
+from lazystore.streaming.torch_kind import TorchKind
+from lazystore.streaming.topology import worker
 
 if TYPE_CHECKING:
     from lazystore._core.frames import Lease
     from lazystore.fetch.source import Source
+    from lazystore.streaming.batches import Batches
 
 __all__ = ["StreamingDataset"]
 
-MIB = 1 << 20
-DEFAULT_TIMEOUT = 30.0
-#: An index of a million chunks has some 100 MB; what is longer is no index.
-MAX_INDEX_BYTES = 1 << 30
-#: Share of the budget for payload in flight on remote storage, and its bounds.
-IN_FLIGHT_SHARE, MAX_IN_FLIGHT, MIN_IN_FLIGHT = 8, 16 * MIB, 128 * 1024
-#: A storage client holds a body in pieces and then joined: for a moment twice.
-BODY_COPIES = 2
-#: The history window of a compressed stream: a share of the budget, and what zstd's ordinary levels need
-#: if that is less than half of it.
-MIN_WINDOW, MAX_WINDOW = 2 * MIB + 64 * 1024, 128 * MIB
+#: A dataset whose bytes are this share of the arena stays resident as a whole.
+FITS_SHARE = 0.85
 
 
-class StreamingDataset:
+class StreamingDataset(TorchKind):
     """A dataset written by LitData (classic chunks), local or remote, as a sequence of items.
 
     Parameters:
@@ -98,9 +94,13 @@ class StreamingDataset:
         storage_options: Mapping[str, Any] | None = None,
         transform: Callable[[Any], Any] | None = None,
         subsample: float = 1.0,
-        shuffle: bool = False,
+        shuffle: bool | str = False,
+        order: str | None = None,
         seed: int = 42,
         drop_last: bool | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        batch_size: int = 1,
         serializers: Mapping[str, Any] | None = None,
         allow_pickle: bool = False,
         eviction_policy: EvictionPolicy | None = None,
@@ -109,59 +109,241 @@ class StreamingDataset:
         backend: Literal["auto", "fsspec", "obstore"] = "auto",
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "input_dir")}
-        self._recipe = (os.fspath(input_dir), arguments)
-        _check_arguments(subsample, shuffle, drop_last, transform, fallback)
-        config = _config(item_loader, memory, eviction_policy, timeout)
-        self._budget, self._monitor = config.max_memory_size, config.enable_memory_monitoring
-        in_flight = min(max(self._budget // IN_FLIGHT_SHARE, MIN_IN_FLIGHT), MAX_IN_FLIGHT)
-        source = open_source(
-            self._recipe[0], dict(storage_options or {}), max_in_flight_bytes=in_flight, backend=backend
-        )
+        self._recipe: tuple[str, dict[str, Any]] = (os.fspath(input_dir), arguments)
+        _check_arguments(seed, batch_size, transform, fallback)
+        order_kind(shuffle, order)
+        self._config = config_of(item_loader, memory, eviction_policy, timeout)
+        self._budget = self._config.max_memory_size
+        source = self._connect(self._budget)
         try:
-            index = _read_index(source, config.chunk_timeout)
-            self._memory = _memory(source, index, config, in_flight, fallback == "direct")
-            with _placed(f"{source.url}/{INDEX_NAME}"):
-                plan = _plan(index, allow_pickle, serializers, block=bool(item_loader and item_loader.block_size))
-                counts, stride = number_items(index, item_loader, source, config.chunk_timeout)
-            self._reader = self._memory.attach(plan, counts, stride, transform)
+            self._index = read_index(source, self._config.chunk_timeout)
+            with placed(f"{source.url}/{INDEX_NAME}"):
+                block = bool(item_loader and item_loader.block_size)
+                self._plan = compile_plan(self._index, allow_pickle, serializers, block=block)
+                self._counts, self._stride = number_items(
+                    self._index, item_loader, source, self._config.chunk_timeout
+                )
+            self._attach(source, self._budget)
         except BaseException:
             source.close()
             raise
-        self._index = index
-        self._plan = plan
-        self._total = sum(counts)
-        self._get = self._reader.get
+        self._selection: Selection | None = None
+        self._select(self._subsampled(subsample))
+        self._shared = (os.getpid(), 1)
         if item_loader is not None:
             item_loader.attach(self)
         _live.add(self)
 
+    def _connect(self, budget: int) -> Source:
+        input_dir, arguments = self._recipe
+        return open_source(
+            input_dir, dict(arguments["storage_options"] or {}),
+            max_in_flight_bytes=in_flight_bytes(budget), backend=arguments["backend"],
+        )  # fmt: skip
+
+    def _attach(self, source: Source, budget: int) -> None:
+        """Divide a budget and read through it from now on."""
+        arguments = self._recipe[1]
+        self._memory = make_memory(source, self._index, self._config, budget, arguments["fallback"] == "direct")
+        self._reader = self._memory.attach(self._plan, self._counts, self._stride, arguments["transform"])
+        self._total = self._reader.n_items
+        self._get = self._reader.get
+
+    def _select(self, selection: Selection | None) -> None:
+        """Iterate and index this selection from now on; None: everything."""
+        whole = Shape(self._counts, self._index.hints)
+        shape = whole if selection is None else selection.shape(whole)
+        arguments = self._recipe[1]
+        self._selection = selection
+        self._session = Session(
+            shape,
+            fingerprint(self._index, shape),
+            kind=order_kind(arguments["shuffle"], arguments["order"]),
+            budget=self._budget,
+            world_size=arguments["world_size"],
+            **{name: arguments[name] for name in ("seed", "drop_last", "rank", "batch_size")},
+        )
+
+    def _share_budget(self) -> None:
+        """Inside a DataLoader's worker: the workers share the budget, each takes its part.
+
+        A forked worker lets go of what its parent had resident: a copy of that would cost memory for as long as it
+        lives, and is not what this worker will read.
+        """
+        here = (os.getpid(), worker()[1])
+        if here == self._shared or here[1] == self._shared[1]:
+            return
+        self._shared = here
+        old, local = self._memory, self._memory.source.local
+        least = smallest_budget(local=local, compressed=bool(self._index.compression))
+        budget = max(self._budget // here[1], least)
+        self._attach(self._connect(budget), budget)
+        old.close()
+
     # -- items --------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return self._total
+        """Items of one epoch on this rank, over all of its workers: what an iteration gives. See :attr:`total`."""
+        return self._session.length()
+
+    @property
+    def total(self) -> int:
+        """Items of the dataset, or of the selection this is: ``ds[0] .. ds[total - 1]``."""
+        return self._total if self._selection is None else len(self._selection)
 
     def __getitem__(self, index: Any) -> Any:
-        """One item by int (negative from the end, numpy ints too), or a list of items by slice."""
+        """One item by int (negative from the end, numpy ints too), or a list of items by slice: in stored order."""
         if type(index) is slice:
-            return self._reader.get_many(range(*index.indices(self._total)))
-        return self._get(index)
+            return self.get_many(range(*index.indices(self.total)))
+        return self._get(self._number(index))
+
+    def _number(self, index: Any) -> Any:
+        """The stored number of an item of the selection."""
+        if self._selection is None:
+            return index
+        chunk, number = self._selection.locate(operator.index(index))
+        return self._reader.first_item(chunk) + number
 
     def get_many(self, indices: Iterable[int]) -> list[Any]:
         """Items in the order asked; remote ones in at most three dependent waves of requests.
 
         Cost: what is resident is decoded in place; the rest is fetched together, 16 MiB at a time.
         """
-        return self._reader.get_many(indices)
+        return self._reader.get_many(indices if self._selection is None else map(self._number, indices))
 
-    __getitems__ = get_many
+    def __getitems__(self, indices: Iterable[int]) -> list[Any]:
+        """:meth:`get_many`, as torch's loaders ask for it."""
+        self._share_budget()
+        return self.get_many(indices)
 
     def __iter__(self) -> Iterator[Any]:
-        """All items in order; an iterator in C that holds nothing between items."""
-        return ItemIterator(self._reader, 0, self._total)
+        """The items of this reader's part of the epoch, in the dataset's order; an iterator in C.
+
+        The reader is this rank, and this worker inside a torch DataLoader. An iteration that comes to its end
+        ends the epoch; one that is begun again before starts where the epoch was entered. An iterator that is
+        dropped, or closed with its ``close()``, cancels what it had under way.
+        """
+        return self._walk()[0]
+
+    def _walk(self) -> tuple[Walk, int]:
+        self._share_budget()
+        route, progress = self._session.begin()
+        memory = self._memory
+        shape = self._session.shape
+        legs = route.legs()
+        arena = memory.store.n_frames * memory.store.frame_bytes
+        shared = not self._index.compression and sum(self._index.hints) <= arena * FITS_SHARE
+        if self._selection is not None:
+            starts = array("Q", accumulate(self._counts, initial=0))
+            legs = self._selection.legs(legs, starts)
+            shape = Shape(self._counts, self._index.hints)
+        feed = RouteFeed(memory, legs, shape, shared=shared)
+        walk = Walk(self._reader, feed, progress)
+        weakref.finalize(walk, feed.close)
+        return walk, route.length
+
+    def batches(
+        self, batch_size: int, collate: str | Callable[[list[Any]], Any] = "numpy", *, drop_last: bool = False
+    ) -> Batches:
+        """The epoch in batches, without torch: one process, columns filled straight from memory.
+
+        Parameters:
+            batch_size: items a batch.
+            collate: ``"numpy"`` (the item's containers with an array, or a list, in place of each leaf), ``"list"``
+                (lists of items), or a function of such a list.
+            drop_last: leave out the last batch if it is short.
+        """
+        from lazystore.streaming.batches import Batches, make_sink
+
+        sink, finish = make_sink(self._plan, batch_size, collate, self._recipe[1]["transform"])
+        walk, items = self._walk()
+        return Batches(walk, sink, batch_size, drop_last, finish, items=items)
+
+    # -- epochs and state ---------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that an iteration reads, from 1 on; one more once an iteration has ended."""
+        return self._session.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch, whose order the next iteration has; to the present one changes nothing."""
+        self._session.set_epoch(epoch)
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Items a batch: workers share an epoch in whole batches of this size."""
+        _check_arguments(0, batch_size, None, "raise")
+        self._session.change(batch_size=batch_size)
+
+    def set_drop_last(self, drop_last: bool) -> None:
+        """Whether ranks are cut to equal lengths."""
+        self._session.change(drop_last=bool(drop_last))
+
+    def set_shuffle(self, shuffle: bool | str) -> None:
+        """Another order, from the next iteration on; see the class."""
+        self._session.change(kind=order_kind(shuffle, None))
+
+    def state_dict(self, yielded: int | None = None, workers: int | None = None) -> dict[str, Any]:
+        """Where the epoch stands: plain JSON of at most 1 KB, whatever the dataset's size. Cost: none.
+
+        Parameters:
+            yielded: items this rank's loader has yielded of the present pass, for loaders that count themselves;
+                None: what this process' latest iteration has handed out.
+            workers: with ``yielded``: the loader's worker processes, 0 for none.
+        """
+        return self._session.state_dict(yielded, workers)
+
+    def load_state_dict(self, state: Mapping[str, Any], force: bool = False) -> None:
+        """Go on where a state was taken: exactly, and on another number of ranks or workers with every item left
+        coming once. Holds until the epoch ends or another is set.
+
+        Parameters:
+            force: accept the state of another dataset, seed or order, and take only its epoch and position.
+
+        Raises:
+            ConfigError: the state is of another dataset version, seed or order; says what differs.
+            FormatError: it is no state.
+        """
+        self._session.load_state_dict(state, force)
+
+    def subset(self, indices: Iterable[int] | slice) -> StreamingDataset:
+        """These items, in this order, as a dataset that shares this one's memory and lives as long as it.
+
+        Parameters:
+            indices: a slice, or ints (negative ones from the end); they may repeat.
+        """
+        chosen = indices if isinstance(indices, slice) or hasattr(indices, "__len__") else list(indices)
+        return self._selected(subset(self._everything(), chosen))
+
+    def _everything(self) -> Selection:
+        return Selection.whole(self._counts) if self._selection is None else self._selection
+
+    def _subsampled(self, fraction: float) -> Selection | None:
+        if fraction == 1.0:
+            return None
+        arguments = self._recipe[1]
+        shuffled = order_kind(arguments["shuffle"], arguments["order"]) != "sequential"
+        return subsample(self._everything(), fraction, shuffle=shuffled, seed=arguments["seed"])
+
+    def _selected(self, selection: Selection) -> StreamingDataset:
+        other = copy.copy(self)
+        settings = self._session.settings()
+        other._select(selection)
+        other._session.restore({**settings, "_epoch": 1, "_loaded": None})
+        _live.add(other)
+        return other
+
+    def __add__(self, other: object) -> Any:
+        """One dataset after the other."""
+        from lazystore.streaming.combine import ConcatStreamingDataset
+
+        return ConcatStreamingDataset([self, other])
+
+    # -- bytes --------------------------------------------------------------------------
 
     def get_bytes(self, index: int) -> bytes:
         """The stored bytes of an item (leaf sizes and leaves), as a copy."""
-        return self._reader.get_bytes(index)
+        return self._reader.get_bytes(self._number(index))
 
     def view(self, index: int) -> Lease:
         """The stored bytes of an item without copying: a read-only lease that pins them.
@@ -169,13 +351,13 @@ class StreamingDataset:
         Use as ``with ds.view(i) as lease: memoryview(lease)``. An item that straddles frames, or that memory
         cannot hold, comes as a private copy (``lease.copied``).
         """
-        return self._reader.view(index)
+        return self._reader.view(self._number(index))
 
     # -- memory -------------------------------------------------------------------------
 
     def is_item_available(self, index: int) -> bool:
         """Whether the item can be had without I/O."""
-        return self._reader.is_resident(index)
+        return self._reader.is_resident(self._number(index))
 
     def get_chunk_progress(self, chunk: int) -> float:
         """Share of a chunk's bytes that is resident, 0 to 1; 0 for a chunk never touched."""
@@ -188,17 +370,17 @@ class StreamingDataset:
 
         The budget still holds: prefetching more than it holds evicts the first again.
         """
-        return self._memory.prefetch([self._reader.where(index) for index in indices])
+        return self._memory.prefetch([self._reader.where(self._number(index)) for index in indices])
 
     def get_memory_stats(self) -> dict[str, Any]:
         """Use of the budget and what it took; see :func:`lazystore.cache.stats.memory_stats` for the keys."""
-        return memory_stats(self._memory, budget=self._budget, monitor=self._monitor)
+        return memory_stats(self._memory, budget=self._budget, monitor=self._config.enable_memory_monitoring)
 
     def stats(self) -> dict[str, Any]:
         """The counters of :meth:`get_memory_stats` without the chunks, and what the dataset is."""
         counters = self.get_memory_stats()
         del counters["chunks"]
-        return {"url": self._memory.source.url, "items": self._total, "n_chunks": len(self._index.names), **counters}
+        return {"url": self._memory.source.url, "items": self.total, "n_chunks": len(self._index.names), **counters}
 
     # -- life ---------------------------------------------------------------------------
 
@@ -215,108 +397,39 @@ class StreamingDataset:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), *self._recipe)
+        return _rebuild, (type(self), *self._recipe, self._selection, self._session.settings())
 
     def __repr__(self) -> str:
         closed = ", closed" if self._memory.store.is_closed else ""
         return (
-            f"<{type(self).__name__} {self._memory.source.url}: {self._total} items in {len(self._index.names)} chunks "
+            f"<{type(self).__name__} {self._memory.source.url}: {self.total} items in {len(self._index.names)} chunks "
             f"of ({', '.join(map(str, self._plan.names))}), {self._budget / 1e6:.0f} MB budget{closed}>"
         )
 
 
-def _rebuild(cls: type[StreamingDataset], input_dir: str, arguments: dict[str, Any]) -> StreamingDataset:
-    return cls(input_dir, **arguments)
+def _rebuild(
+    cls: type[StreamingDataset],
+    input_dir: str,
+    arguments: dict[str, Any],
+    selection: Selection | None,
+    settings: dict[str, Any],
+) -> StreamingDataset:
+    dataset = cls(input_dir, **arguments)
+    if selection is not None:
+        dataset._select(selection)
+    dataset._session.restore(settings)
+    return dataset
 
 
-# -- opening --------------------------------------------------------------------------------
-
-
-def _check_arguments(subsample: float, shuffle: bool, drop_last: bool | None, transform: Any, fallback: str) -> None:
-    if shuffle:
-        raise UnsupportedError("shuffle=True is not in this version; read by index in your own order with get_many()")
-    if subsample != 1.0:
-        raise UnsupportedError("subsample other than 1.0 is not in this version; read a range of indices instead")
-    if drop_last:
-        raise UnsupportedError("drop_last=True is not in this version: it has no ranks or batches to drop from")
+def _check_arguments(seed: int, batch_size: int, transform: Any, fallback: str) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ConfigError(f"seed={seed!r} is not an integer")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size!r} must be a number of items, at least 1")
     if transform is not None and not callable(transform):
         raise ConfigError(f"transform={transform!r} is not callable")
     if fallback not in ("direct", "raise"):
         raise ConfigError(f"fallback={fallback!r} is neither 'direct' nor 'raise'")
-
-
-def _config(
-    loader: BaseItemLoader | None, memory: int | str | None, policy: EvictionPolicy | None, timeout: float | None
-) -> StreamingConfig:
-    """One configuration out of the loader's and the arguments; saying a thing twice is an error."""
-    if loader is not None and not isinstance(loader, BaseItemLoader):
-        raise ConfigError(f"item_loader={loader!r} is not one of lazystore's item loaders")
-    given = loader.streaming_config if loader is not None else None
-    if given is None:
-        return StreamingConfig(
-            max_memory_size=default_memory() if memory is None else parse_bytes(memory),
-            eviction_policy=policy or EvictionPolicy.S3FIFO,
-            chunk_timeout=DEFAULT_TIMEOUT if timeout is None else timeout,
-        )
-    for name, value in (("memory", memory), ("eviction_policy", policy), ("timeout", timeout)):
-        if value is not None:
-            raise ConfigError(f"{name} is given both as an argument and in the loader's streaming_config; give it once")
-    return given
-
-
-def _read_index(source: Source, timeout: float) -> LitDataIndex:
-    place = f"{source.url}/{INDEX_NAME}"
-    try:
-        data = source.read_all(INDEX_NAME, limit=MAX_INDEX_BYTES, timeout=timeout)
-        with _placed(place):
-            return parse_index(data, place=place)
-    except DatasetNotFoundError:
-        raise DatasetNotFoundError(
-            f"{place} does not exist: the path is wrong, or the dataset was not finished "
-            "(LitData writes the index last; files like 0.index.json mean an interrupted run)"
-        ) from None
-
-
-@contextmanager
-def _placed(place: str) -> Iterator[None]:
-    """Put the dataset in front of errors that do not name it."""
-    try:
-        yield
-    except (FormatError, UnsupportedError, MissingExtraError) as error:
-        if place.rpartition("/")[0] in str(error):
-            raise
-        raise type(error)(f"{place}: {error}") from error
-
-
-def _memory(
-    source: Source, index: LitDataIndex, config: StreamingConfig, in_flight: int, fallback: bool
-) -> ChunkMemory:
-    """The arena gets what is left of the budget after requests in flight and inflation."""
-    compressed = bool(index.compression)
-    budget = config.max_memory_size
-    window = min(max(budget // WINDOW_SHARE, min(MIN_WINDOW, budget // 2)), MAX_WINDOW) if compressed else 0
-    reserved = window + (0 if source.local else BODY_COPIES * in_flight)
-    smallest = (MIN_BYTES + (0 if source.local else BODY_COPIES * MIN_IN_FLIGHT)) * (2 if compressed else 1)
-    if budget < smallest or budget - reserved < MIN_BYTES:
-        raise BudgetTooSmallError(
-            f"a memory budget of {budget} bytes is too small for {source.url}: give at least {smallest} bytes "
-            f"({window} are for decompression, {reserved - window} for requests in flight)"
-        )
-    store = FrameStore(budget - reserved, policy=config.eviction_policy.value)
-    return ChunkMemory(
-        source, index, store,
-        timeout=config.chunk_timeout, fallback=fallback, compressed=compressed, max_window=window,
-    )  # fmt: skip
-
-
-def _plan(index: LitDataIndex, allow_pickle: bool, serializers: Mapping[str, Any] | None, *, block: bool) -> DecodePlan:
-    leaves = [leaf_operation(tag, allow_pickle=allow_pickle, serializers=serializers) for tag in index.tags]
-    if index.tokens:
-        return DecodePlan(leaves, [("leaf",)], names=index.tags, headless=True)
-    if block:
-        raise ConfigError("TokensLoader reads datasets written with TokensLoader; this one stores whole items")
-    tree = compile_tree(index.data_spec, len(index.tags))
-    return DecodePlan(leaves, tree, names=leaf_names(index.data_spec, index.tags))
 
 
 # -- fork -----------------------------------------------------------------------------------

@@ -41,11 +41,11 @@ def number_items(
     if not block:
         return index.counts, 0
     itemsize = _token_bytes(index.tags[0])
-    dims = array("q", index.dims)
+    dims = index.dims[:]
     unknown = [chunk for chunk, dim in enumerate(dims) if dim < 0 and index.counts[chunk]]
     for chunk, tokens in zip(unknown, _count_tokens(index, unknown, itemsize, source, timeout), strict=True):
         dims[chunk] = tokens
-    return array("Q", [max(dim, 0) // block for dim in dims]), block * itemsize
+    return array("Q", (max(dim, 0) // block for dim in dims)), block * itemsize
 
 
 def _is_index(detail: str, count: int) -> bool:

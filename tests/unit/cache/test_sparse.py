@@ -45,7 +45,7 @@ def test_a_size_that_is_too_large_in_the_index_never_makes_an_item_unreadable(fo
 def test_items_of_one_size_are_guessed_right_every_time(tmp_path: Path) -> None:
     values = [i.to_bytes(8, "little") for i in range(3000)]
     folder = datasets.one_leaf(tmp_path / "d", "int", values)
-    for i in range(0, 3000, 171):
+    for i in range(171, 3000, 171):
         bench = Bench(DiarySource.of(folder))
         assert bench.reader.get(i) == i
         assert len(bench.source.waves) == 1

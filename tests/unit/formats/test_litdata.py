@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support import golden
+from support import golden, scripts
 
 from lazystore.errors import FormatError, UnsupportedError
 from lazystore.formats.litdata import LitDataIndex, parse_index
@@ -124,3 +128,62 @@ def test_bytes_that_are_no_json_name_the_file(data: bytes) -> None:
 def test_an_encrypted_dataset_tells_its_encryption() -> None:
     with pytest.raises(UnsupportedError, match=r"s3://b/index\.json is encrypted .*rsa"):
         parse(encryption={"algorithm": "rsa", "level": "chunk"})
+
+
+# -- a million chunks -----------------------------------------------------------------------
+
+
+def test_names_are_a_sequence_like_a_list_of_them() -> None:
+    wanted = [f"chunk-{i}-ü.bin" if i % 7 == 0 else f"chunk-{i}.bin" for i in range(60)]
+    names = parse({"chunks": [{**CHUNK, "filename": name} for name in wanted], "config": CONFIG}).names
+    assert (len(names), list(names), names[-1], names[3:50:9]) == (60, wanted, wanted[-1], wanted[3:50:9])
+    assert names == wanted and wanted == names and names != wanted[:-1] and names != [*wanted[:-1], "other"]
+    assert list(pickle.loads(pickle.dumps(names))) == wanted
+    for i in (60, -61):
+        with pytest.raises(IndexError):
+            names[i]
+
+
+@pytest.mark.parametrize("form", [{}, {"indent": 1}, {"separators": (",", ":")}])
+def test_entries_with_keys_of_other_tools_are_read(form: dict[str, Any]) -> None:
+    chunks = [
+        {"checksum": "ab", "filename": f"c{i}.bin", "extra": [i, {"chunk_size": 9}], "chunk_size": i, "ratio": 0.5}
+        for i in range(100)
+    ]
+    text = json.dumps({"version": {"chunks": 7}, "chunks": chunks, "config": CONFIG}, **form)
+    index = parse_index(text.encode(), place="s3://b/index.json")
+    assert (list(index.counts), list(index.hints), index.names[99]) == (list(range(100)), [0] * 100, "c99.bin")
+
+
+def test_what_is_wrong_with_the_whole_is_told_before_a_bad_entry() -> None:
+    with pytest.raises(FormatError, match='"config": null'):
+        parse({"chunks": [{**CHUNK, "filename": "../a"}], "config": None})
+    with pytest.raises(FormatError, match="chunk 1 names"):
+        parse({"chunks": [CHUNK, {**CHUNK, "filename": "../a"}, {**CHUNK, "chunk_size": -1}], "config": CONFIG})
+
+
+MANY = (
+    scripts.MEASURE
+    + """
+import sys
+from lazystore.formats.litdata import parse_index
+
+with open(sys.argv[1], "rb") as file:
+    data = file.read()
+before = restart_peak()
+index = parse_index(data, place="index.json")
+assert (len(index.names), index.names[299_999], index.hints[299_999]) == (300_000, "chunk-299999.bin", 299_999)
+print(memory("VmHWM") - before)
+"""
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.skipif("LAZYSTORE_SANITIZED" in os.environ, reason="sanitizers need memory of their own")
+def test_many_chunks_take_less_memory_than_their_index(tmp_path: Path) -> None:
+    entry = '{"chunk_bytes": %d, "chunk_size": 2, "dim": null, "filename": "chunk-%d.bin"}'
+    entries = ", ".join(entry % (i, i) for i in range(300_000))
+    path = tmp_path / "index.json"
+    path.write_text('{"chunks": [' + entries + '], "config": {"data_format": ["int"]}}')
+    grown = int(scripts.run(MANY, path))
+    assert grown <= path.stat().st_size, f"{grown} bytes more for an index of {path.stat().st_size}"

@@ -1,0 +1,38 @@
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from lazystore._core.collate cimport Sink
+from lazystore._core.reader cimport Reader
+from lazystore._core.scan cimport ItemIterator
+
+cdef struct Spot:
+    const uint8_t* p     # the item's bytes when they are contiguous, else NULL
+    uint64_t n
+    uint64_t at          # where they are in their slab, or which buffer of a list
+    int64_t chunk
+    uint32_t number      # of the item in its chunk, for messages
+    uint32_t owner       # whose they are, in Walk.held
+
+cdef class Progress:
+    cdef public int64_t position
+    cdef public bint finished
+
+cdef class Walk:
+    cdef Reader reader
+    cdef object feed
+    cdef readonly Progress progress
+    cdef ItemIterator scan
+    cdef list held
+    cdef Spot* spots
+    cdef Py_ssize_t room
+    cdef Py_ssize_t n
+    cdef Py_ssize_t k
+    cdef bint running
+    cdef object __weakref__
+
+    cpdef Py_ssize_t pour(self, Sink sink, Py_ssize_t n) except -1
+    cdef object advance(self, Sink sink)
+    cdef object here(self, Sink sink)
+    cdef int turn(self) except -1
+    cdef int room_for(self, Py_ssize_t n) except -1
+    cdef int lay_out(self, list groups, const uint32_t[::1] places, Py_ssize_t skip, Py_ssize_t stop) except -1
+    cdef int lay_out_list(self, list items) except -1

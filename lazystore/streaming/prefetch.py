@@ -1,0 +1,272 @@
+"""Running a route: which bytes are fetched when, so that every leg finds its items in memory.
+
+The order is known, so the future is: legs are looked at some way ahead, the spans they will enter are
+loaded in the order of need as far as the arena goes, and let go when their last leg is done. Nothing runs by itself:
+all of it happens when the next leg is asked for, and the storage client works in between.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from lazystore._core.scan import ItemIterator
+from lazystore.cache.ahead import ReadAhead
+from lazystore.cache.flight import Deadline
+from lazystore.errors import ArenaFullError, FetchTimeoutError, LazyStoreError
+from lazystore.streaming.order import ListLeg, RangeLeg, Span, WindowLeg
+
+if TYPE_CHECKING:
+    from lazystore.cache.memory import ChunkMemory
+    from lazystore.cache.slabs import SlabLoad
+    from lazystore.streaming.order import Leg, Shape
+
+__all__ = ["WINDOW_SHARE", "RouteFeed", "window_bytes"]
+
+#: The window of a shuffle takes this share of the budget; the rest is for what is fetched ahead of it.
+WINDOW_SHARE = 2
+#: Blocks in a window: more mix better, fewer make longer requests.
+WINDOW_BLOCKS = 32
+#: A block is a little shorter than its share, so that its offsets and a part-filled last frame fit too.
+BLOCK_FILL = 0.9
+MIN_BLOCK = 16 * 1024
+#: Frames no load may take: for the reads of others and what does not go as planned.
+SPARE_FRAMES = 4
+#: Loads beyond those that have frames, so that their offsets are known when frames come free.
+TABLES_AHEAD = 8
+
+
+def window_bytes(budget: int) -> tuple[int, int]:
+    """(bytes of the window, bytes of a block) of a shuffle inside ``budget`` bytes."""
+    window = budget // WINDOW_SHARE
+    return window, max(MIN_BLOCK, int(window // WINDOW_BLOCKS * BLOCK_FILL))
+
+
+class RouteFeed:
+    """Brings the legs of a route to a :class:`~lazystore._core.walk.Walk`.
+
+    Parameters:
+        memory: the dataset's.
+        legs: of the route, from where it is entered.
+        shape: bytes of the chunks, for planning.
+        shared: everything the route visits fits the arena: keep it in the chunks' own parts, for other passes.
+
+    Memory: the arena's frames; offsets and positions of some legs ahead (8 bytes an item of theirs).
+    Threads: used by the walk's thread; list legs are fetched ahead by one worker thread, started with the first of them
+    and joined by :meth:`close`. Fork: the child's loads start anew. Pickling: none.
+    """
+
+    def __init__(self, memory: ChunkMemory, legs: Iterator[Leg], shape: Shape, *, shared: bool) -> None:
+        self._memory = memory
+        self._legs = legs
+        self._shape = shape
+        self._shared = shared
+        self._limit = max(1, memory.store.n_frames - SPARE_FRAMES)
+        self._ahead: deque[Leg] = deque()
+        self._loads: OrderedDict[Span, SlabLoad] = OrderedDict()
+        self._loose: set[Span] = set()
+        self._present: Leg | None = None
+        self._scan: ReadAhead | None = None
+        self._worker: ThreadPoolExecutor | None = None
+        self._lists: dict[int, Future[list[Any]]] = {}
+        self._ended = False
+
+    # -- what the walk asks -------------------------------------------------------------
+
+    def turn(self) -> tuple[Any, ...]:
+        """The next leg, its items in memory; see :mod:`lazystore._core.walk`.
+
+        Raises:
+            StopIteration: the route has ended.
+            FetchError, FormatError ...: the leg's items cannot be had; asked again, it is tried again.
+        """
+        self._leave()
+        self._look_ahead()
+        if not self._ahead:
+            raise StopIteration
+        leg = self._ahead[0]
+        if isinstance(leg, RangeLeg):
+            ready = self._range(leg)
+        elif isinstance(leg, ListLeg):
+            ready = ("list", self._list(leg))
+        else:
+            ready = self._window(leg)
+        self._present = self._ahead.popleft()
+        return ready
+
+    def close(self) -> None:
+        """Cancel what is under way, let every frame go, join the worker thread. Twice is fine."""
+        self._ended = True
+        self._ahead.clear()
+        for load in self._loads.values():
+            load.close()
+        self._loads.clear()
+        if self._scan is not None:
+            self._scan.close()
+        if self._worker is not None:
+            self._worker.shutdown(wait=True, cancel_futures=True)
+            self._worker = None
+
+    # -- looking ahead ------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        """Let go of what the leg just walked was the last to need."""
+        if isinstance(self._present, WindowLeg):
+            for span in self._present.leave:
+                self._loose.discard(span)
+                load = self._loads.pop(span, None)
+                if load is not None:
+                    load.close()
+        if self._scan is not None and isinstance(self._present, RangeLeg):
+            self._scan.close()
+            self._scan = None
+        self._present = None
+
+    def _look_ahead(self) -> None:
+        """Take legs from the route until their spans would fill the arena, and begin to load those spans."""
+        while not self._ended and self._wants_more():
+            leg = next(self._legs, None)
+            if leg is None:
+                self._ended = True
+                return
+            self._ahead.append(leg)
+            if isinstance(leg, WindowLeg):
+                for span in leg.enter:
+                    if span not in self._loads:
+                        self._loads[span] = self._load(span)
+
+    def _wants_more(self) -> bool:
+        if not self._ahead:
+            return True
+        if not isinstance(self._ahead[-1], WindowLeg):
+            return isinstance(self._ahead[-1], ListLeg) and len(self._ahead) < 2
+        frames = sum(load.frames for load in self._loads.values())
+        waiting = sum(1 for load in self._loads.values() if not load.granted)
+        return frames < self._limit or waiting < TABLES_AHEAD
+
+    def _load(self, span: Span) -> SlabLoad:
+        nbytes = self._shape.nbytes[span.chunk] * (span.last - span.first) // max(1, self._shape.counts[span.chunk])
+        return self._memory.slabs.load(span.chunk, span.first, span.last, nbytes, shared=self._shared)
+
+    # -- window legs --------------------------------------------------------------------
+
+    def _window(self, leg: WindowLeg) -> tuple[Any, ...]:
+        needed = [span for span in dict.fromkeys(group.span for group in leg.groups) if span not in self._loose]
+        for span in needed:
+            if span not in self._loads:
+                self._loads[span] = self._load(span)  # it was given up to make room, or failed before
+        self._await(needed)
+        groups: list[tuple[int, Any, Any]] = []
+        for group in leg.groups:
+            if group.span in self._loose:
+                groups.append((group.span.chunk, self._alone(group.span.chunk, group.numbers), group.numbers))
+            else:
+                groups.append((group.span.chunk, self._loads[group.span].slab, group.numbers))
+        return ("slabs", groups, leg.places, leg.skip, len(leg.places))
+
+    def _await(self, needed: Sequence[Span]) -> None:
+        """Return when the spans are in memory; everything else ahead goes on meanwhile."""
+        memory = self._memory
+        deadline = Deadline(memory.timeout)
+        for span in needed:
+            self._loads[span].wanted = self._loads[span].granted = True
+        while True:
+            seen = memory.arrivals.count
+            memory.settle()
+            missing = [span for span in needed if span not in self._loose and not self._pump(span)]
+            self._pump_ahead()
+            if not missing:
+                return
+            if self._wants_room(missing):
+                self._make_room(missing)
+                continue
+            if deadline.passed():
+                raise FetchTimeoutError(
+                    f"{memory.place(missing[0].chunk, missing[0].first)} was not resident after {deadline.timeout:g} s; "
+                    "the storage is too slow, or others keep every frame busy",
+                    url=memory.source.url, elapsed=deadline.timeout,
+                )  # fmt: skip
+            memory.arrivals.wait(deadline, seen)
+
+    def _pump(self, span: Span) -> bool:
+        """Go on with a span that is needed now; one failed attempt made ahead of time is not its last."""
+        load = self._loads[span]
+        try:
+            return load.pump()
+        except LazyStoreError:
+            del self._loads[span]
+            load.close()
+            if load.retried:
+                raise
+            self._loads[span] = again = self._load(span)
+            again.retried = again.wanted = again.granted = True
+            return again.pump()
+
+    def _pump_ahead(self) -> None:
+        """Go on with what is not needed yet, in the order of need, as far as the frames go."""
+        used = 0
+        for load in self._loads.values():
+            used += load.frames
+            if load.wanted:
+                continue
+            load.granted = load.granted or used <= self._limit
+            if load.error is None:
+                try:
+                    load.pump()
+                except LazyStoreError as error:
+                    load.error = error.with_traceback(None)  # met, or cured, when the span is needed
+
+    def _wants_room(self, missing: Sequence[Span]) -> bool:
+        """Whether a needed load can go on only once somebody gives frames back."""
+        return any(self._loads[span].stuck for span in missing)
+
+    def _make_room(self, missing: Sequence[Span]) -> None:
+        """Give up the farthest of what was fetched ahead; when there is none, read a span's items one by one."""
+        for span in reversed(self._loads):
+            load = self._loads[span]
+            if load.granted and not load.wanted:
+                load.close()
+                self._loads[span] = self._load(span)
+                return
+        span = next(span for span in missing if self._loads[span].stuck)
+        self._loads.pop(span).close()
+        self._memory.count_fallback(span.chunk, ArenaFullError(self._memory.store.full_message()))
+        self._loose.add(span)
+
+    def _alone(self, chunk: int, numbers: Sequence[int]) -> list[Any]:
+        """Items of a span that found no room, fetched alone."""
+        buffers: list[Any] = [b""] * len(numbers)
+        for k, buffer in self._memory.buffers([(chunk, number) for number in numbers]):
+            buffers[k] = buffer
+        return buffers
+
+    # -- lists and ranges ---------------------------------------------------------------
+
+    def _list(self, leg: ListLeg) -> list[tuple[int, int, Any]]:
+        """The leg's items as buffers; those of the next list leg are sent for meanwhile."""
+        found = self._lists.pop(id(leg), None)
+        items = found.result() if found is not None else self._fetch_list(leg)
+        if not self._memory.source.local:
+            for following in list(self._ahead)[1:2]:
+                if isinstance(following, ListLeg) and id(following) not in self._lists:
+                    if self._worker is None:
+                        self._worker = ThreadPoolExecutor(1, thread_name_prefix="lazystore-lists")
+                    self._lists[id(following)] = self._worker.submit(self._fetch_list, following)
+        return items
+
+    def _fetch_list(self, leg: ListLeg) -> list[tuple[int, int, Any]]:
+        reader = self._memory.reader
+        places = [reader.where(item) for item in leg.items]
+        items: list[tuple[int, int, Any]] = [(chunk, number, b"") for chunk, number in places]
+        for k, buffer in self._memory.buffers(places):
+            items[k] = (*places[k], buffer)
+        return items
+
+    def _range(self, leg: RangeLeg) -> tuple[Any, ...]:
+        self._scan = self._memory.read_ahead(leg.first, leg.last)
+        return ("range", ItemIterator(self._memory.reader, leg.first, leg.last, self._scan))
+
+    def __repr__(self) -> str:
+        return f"<RouteFeed, {len(self._ahead)} legs and {len(self._loads)} spans ahead>"
