@@ -22,7 +22,7 @@ from typing import Any
 import harness
 from samples import KINDS, PROFILES, Profile
 
-__all__ = ["CLASSIC", "FORMATS", "Data"]
+__all__ = ["CLASSIC", "FORMATS", "MILLION", "ZSTD", "Data", "size_of"]
 
 #: Raised whenever the samples or a writer's arguments change: older data is then made anew.
 RECIPE = 1
@@ -37,10 +37,16 @@ class Format:
     side: str = ""
     version: str = ""
     kinds: tuple[str, ...] = KINDS
+    #: LitData's own ``compression`` argument.
+    compression: str = ""
+    #: Chunks by profile, where the number of chunks is the point.
+    chunks: tuple[tuple[str, int], ...] = ()
 
 
 CLASSIC = "litdata-0.2.61"
 OWN = "lazystore"
+ZSTD = "litdata-0.2.61-zstd"
+MILLION = "million-chunks"
 FORMATS = {
     CLASSIC: Format("writers:litdata", side="litdata-0.2.61", version="0.2.61"),
     "litdata-0.2.76": Format("writers:litdata", version="0.2.76"),
@@ -48,6 +54,12 @@ FORMATS = {
     "hf": Format("writers:hf"),
     "lance": Format("writers:lance"),
     "arrow": Format("writers:arrow", kinds=("text", "arr")),
+    "parquet": Format("writers:parquet"),
+    "webdataset": Format("writers:webdataset"),
+    "array_record": Format("writers:array_record"),
+    # LitData inflates such a chunk in place and deletes the compressed one: let it read copies only.
+    ZSTD: Format("writers:litdata", side=CLASSIC, version="0.2.61", kinds=("text",), compression="zstd"),
+    MILLION: Format("writers:million", kinds=("text",), chunks=(("full", 1_000_000), ("quick", 20_000))),
     # The same bytes as LitData's classic format, for machines without LitData.
     OWN: Format("writers:lazystore"),
 }
@@ -99,7 +111,7 @@ class Data:
             )
         )
         made = {"recipe": wanted, "seconds": round(time.perf_counter() - begin, 1), **made}
-        made["bytes"] = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        made["bytes"] = size_of(path)
         marker.write_text(json.dumps(made, indent=1))
         return str(path)
 
@@ -115,13 +127,23 @@ class Data:
             return self.ensure(kind, OWN)
 
     def _recipe(self, kind: str, format: str) -> dict[str, Any]:
-        return {
+        made: dict[str, Any] = {
             "recipe": RECIPE,
             "kind": kind,
             "count": self.profile.counts[kind],
             "chunk_bytes": self.profile.chunk_bytes[kind],
             "version": FORMATS[format].version,
         }
+        if FORMATS[format].compression:
+            made["compression"] = FORMATS[format].compression
+        if FORMATS[format].chunks:
+            made["chunks"] = dict(FORMATS[format].chunks)[self.profile.name]
+        return made
+
+
+def size_of(path: str | os.PathLike[str]) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
 
 
 def main() -> int:
@@ -133,8 +155,8 @@ def main() -> int:
     parser.add_argument("--format", choices=FORMATS, action="append", help="only this format (repeatable)")
     options = parser.parse_args()
     data = Data.of(options)
-    for format in options.format or (f for f in FORMATS if f != OWN):
-        for kind in options.kind or FORMATS[format].kinds:
+    for format in options.format or (f for f in FORMATS if f not in (OWN, MILLION)):
+        for kind in [k for k in FORMATS[format].kinds if k in (options.kind or KINDS)]:
             try:
                 print(data.ensure(kind, format))
             except harness.NotInstalled as absent:

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,11 +163,16 @@ class Rows(list[Row]):
         return next((row for row in self if row.contender.name == name), Row(Contender(name, "", {})))
 
 
-def compare(contenders: Sequence[Contender], options: argparse.Namespace) -> Rows:
-    """Run all contenders in turn, --rounds times; a failing one drops out with its reason."""
+def compare(
+    contenders: Sequence[Contender], options: argparse.Namespace, struck: Mapping[str, str] | None = None
+) -> Rows:
+    """Run all contenders in turn, --rounds times; a failing one drops out with its reason.
+
+    ``struck`` gives the reasons of those that need not start, by name.
+    """
     wanted = [c for c in contenders if not options.only or options.only in c.name]
     warm(c.spec["path"] for c in wanted if os.path.isdir(c.spec.get("path", "")))
-    rows = Rows(Row(contender) for contender in wanted)
+    rows = Rows(Row(contender, problem=(struck or {}).get(contender.name, "")) for contender in wanted)
     total = rounds(options)
     for turn in range(total):
         for row in rows:

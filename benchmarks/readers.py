@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worker import Run
 
-__all__ = ["OPENERS", "Opened", "batches", "plain_preadv", "random_items", "sequential", "views"]
+__all__ = ["OPENERS", "Opened", "Taken", "batches", "plain_preadv", "random_items", "rows_of", "sequential", "views"]
 
 ORDER_SEED = 7
 #: Lookups before the clock starts: opens files and builds what a library builds lazily.
@@ -36,6 +36,7 @@ class Opened:
         take: items of many indices at once, as a list; None: no such call.
         resident: makes everything resident that can be; None: there is nothing to do.
         counters: the library's own figures.
+        loadable: what torch's DataLoader is given; None: it takes nothing of this library.
     """
 
     length: int
@@ -44,6 +45,7 @@ class Opened:
     take: Callable[[list[int]], Any] | None = None
     resident: Callable[[], object] | None = None
     counters: Callable[[], dict[str, Any]] | None = None
+    loadable: Any = None
 
 
 def lazystore(run: Run) -> Opened:
@@ -105,7 +107,7 @@ def hf(run: Run) -> Opened:
     return Opened(len(dataset), lambda: dataset, dataset, dataset.__getitems__)
 
 
-class _Taken:
+class Taken:
     """Lance's take of one row, as indexing."""
 
     def __init__(self, dataset: Any, kind: str) -> None:
@@ -114,7 +116,7 @@ class _Taken:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         table = self.dataset.take([index])
-        return next(_rows(self.kind, table.to_batches()[0]))
+        return next(rows_of(self.kind, table.to_batches()[0]))
 
 
 def lance(run: Run) -> Opened:
@@ -127,12 +129,12 @@ def lance(run: Run) -> Opened:
 
     def iterate() -> Iterator[dict[str, Any]]:
         for batch in dataset.to_batches():
-            yield from _rows(kind, batch)
+            yield from rows_of(kind, batch)
 
     def take(indices: list[int]) -> list[dict[str, Any]]:
-        return [row for batch in dataset.take(indices).to_batches() for row in _rows(kind, batch)]
+        return [row for batch in dataset.take(indices).to_batches() for row in rows_of(kind, batch)]
 
-    return Opened(dataset.count_rows(), iterate, _Taken(dataset, kind), take)
+    return Opened(dataset.count_rows(), iterate, Taken(dataset, kind), take)
 
 
 def pyarrow(run: Run) -> Opened:
@@ -146,12 +148,12 @@ def pyarrow(run: Run) -> Opened:
 
     def iterate() -> Iterator[dict[str, Any]]:
         for batch in table.to_batches():
-            yield from batch.to_pylist() if run.spec.get("to_pylist") else _rows(kind, batch)
+            yield from batch.to_pylist() if run.spec.get("to_pylist") else rows_of(kind, batch)
 
     return Opened(table.num_rows, iterate)
 
 
-def _rows(kind: str, batch: Any) -> Iterator[dict[str, Any]]:
+def rows_of(kind: str, batch: Any) -> Iterator[dict[str, Any]]:
     """The rows of a record batch as dicts."""
     if kind != "arr":
         return iter(batch.to_pylist())

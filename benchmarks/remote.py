@@ -11,15 +11,30 @@ import random
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from readers import ORDER_SEED, Opened, _rows, _Taken
+from readers import ORDER_SEED, Opened, Taken, rows_of
 
 if TYPE_CHECKING:
     from worker import Run
 
-__all__ = ["bare_ranges", "cold_items", "first_info", "first_item", "many"]
+__all__ = [
+    "bare_epoch",
+    "bare_ranges",
+    "cold_items",
+    "control",
+    "first_info",
+    "first_item",
+    "import_filesystem",
+    "lance_options",
+    "litdata_options",
+    "many",
+    "own_target",
+    "s3_options",
+    "s3_url",
+    "served",
+]
 
 REGION = "us-east-1"
 #: Anything will do: the local object store checks no signature.
@@ -29,19 +44,19 @@ POOL = 256
 perf_counter = time.perf_counter
 
 
-def _control(spec: dict[str, Any], verb: str) -> Any:
-    """Ask the object store to forget ("reset") or to tell ("stats") what it has served."""
-    data = b"{}" if verb == "reset" else None
+def control(spec: dict[str, Any], verb: str, values: dict[str, Any] | None = None) -> Any:
+    """Ask the object store to forget ("reset"), to tell ("stats") what it has served, or to "configure" itself."""
+    data = None if verb == "stats" else json.dumps(values or {}).encode()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(urllib.request.Request(f"{spec['endpoint']}/-/{verb}", data=data)) as answer:
         return json.load(answer)
 
 
-def _served(run: Run) -> None:
+def served(run: Run) -> None:
     """Note what the object store has served since the reset."""
     from lazystore.testing import dependent_waves
 
-    stats = _control(run.spec, "stats")
+    stats = control(run.spec, "stats")
     run.result["requests"] = sum(stats["requests"].values())
     run.result["bytes_fetched"] = stats["bytes_sent"]
     run.result["waves"] = dependent_waves(stats["log"])
@@ -50,7 +65,8 @@ def _served(run: Run) -> None:
 # --- who reads ------------------------------------------------------------------------------------
 
 
-def _import_filesystem(via: str) -> None:
+def import_filesystem(via: str) -> None:
+    """Import what a run reads through: its memory and its time are not the run's."""
     if via == "s3":
         import s3fs  # noqa: F401
     elif via == "http":
@@ -60,30 +76,61 @@ def _import_filesystem(via: str) -> None:
         import obstore.store  # noqa: F401
 
 
-def _s3_options(spec: dict[str, Any]) -> dict[str, Any]:
+def s3_url(spec: dict[str, Any]) -> str:
+    """Where the dataset lies, as every S3 client writes it."""
+    return f"s3://{spec['bucket']}/{spec['prefix']}"
+
+
+def s3_options(spec: dict[str, Any]) -> dict[str, Any]:
+    """fsspec's ``storage_options`` for the local object store."""
     return {"anon": True, "endpoint_url": spec["endpoint"], "client_kwargs": {"region_name": REGION}}
 
 
+def own_target(spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """lazystore's URL and storage arguments: fsspec's s3 or http filesystem, or obstore on the same s3 URL."""
+    options: dict[str, Any] = {"backend": "obstore" if spec["via"] == "obstore" else "fsspec"}
+    if spec["via"] == "http":
+        return f"{spec['endpoint']}/{spec['bucket']}/{spec['prefix']}", options
+    return s3_url(spec), {**options, "storage_options": s3_options(spec)}
+
+
 def lazystore(run: Run) -> Callable[[], Opened]:
-    """lazystore through fsspec's s3 or http filesystem, or through obstore on the same s3 URL."""
+    """lazystore through one of its filesystems."""
     import numpy  # noqa: F401 - its memory belongs to the imports
 
     from lazystore import StreamingDataset
 
     spec = run.spec
-    _import_filesystem(spec["via"])
-    options: dict[str, Any] = {"backend": "obstore" if spec["via"] == "obstore" else "fsspec"}
-    if spec["via"] == "http":
-        url = f"{spec['endpoint']}/{spec['bucket']}/{spec['prefix']}"
-    else:
-        url = f"s3://{spec['bucket']}/{spec['prefix']}"
-        options["storage_options"] = _s3_options(spec)
+    import_filesystem(spec["via"])
+    url, options = own_target(spec)
 
     def connect() -> Opened:
         dataset = StreamingDataset(url, memory=spec["memory"], **options)
         return Opened(len(dataset), lambda: dataset, dataset, dataset.get_many)
 
     return connect
+
+
+def litdata_options(spec: dict[str, Any]) -> dict[str, Any]:
+    """LitData's ``storage_options`` for the local object store."""
+    return {
+        "endpoint_url": spec["endpoint"],
+        "aws_access_key_id": KEY,
+        "aws_secret_access_key": KEY,
+        "region_name": REGION,
+    }
+
+
+def lance_options(spec: dict[str, Any]) -> dict[str, str]:
+    """Lance's ``storage_options`` for the local object store."""
+    return {
+        "aws_endpoint": spec["endpoint"],
+        "aws_access_key_id": KEY,
+        "aws_secret_access_key": KEY,
+        "aws_region": REGION,
+        "aws_virtual_hosted_style_request": "false",
+        "allow_http": "true",
+    }
 
 
 def litdata(run: Run) -> Callable[[], Opened]:
@@ -94,17 +141,11 @@ def litdata(run: Run) -> Callable[[], Opened]:
     # Its obstore client refuses plain http, and no argument reaches it.
     downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
     spec = run.spec
-    options = {
-        "endpoint_url": spec["endpoint"],
-        "aws_access_key_id": KEY,
-        "aws_secret_access_key": KEY,
-        "region_name": REGION,
-    }
+    options = litdata_options(spec)
     cache = tempfile.mkdtemp(dir=spec["scratch"])
 
     def connect() -> Opened:
-        url = f"s3://{spec['bucket']}/{spec['prefix']}"
-        dataset = StreamingDataset(url, cache_dir=cache, storage_options=options)
+        dataset = StreamingDataset(s3_url(spec), cache_dir=cache, storage_options=options)
         return Opened(len(dataset), lambda: dataset, dataset, lambda many: [dataset[i] for i in many])
 
     return connect
@@ -118,8 +159,7 @@ def mosaicml(run: Run) -> Callable[[], Opened]:
     local = tempfile.mkdtemp(dir=spec["scratch"])
 
     def connect() -> Opened:
-        remote = f"s3://{spec['bucket']}/{spec['prefix']}"
-        dataset = StreamingDataset(remote=remote, local=local, shuffle=False, batch_size=1)
+        dataset = StreamingDataset(remote=s3_url(spec), local=local, shuffle=False, batch_size=1)
         return Opened(len(dataset), lambda: dataset, dataset, lambda many: [dataset[i] for i in many])
 
     return connect
@@ -130,26 +170,19 @@ def lance(run: Run) -> Callable[[], Opened]:
     import lance
 
     spec = run.spec
-    options = {
-        "aws_endpoint": spec["endpoint"],
-        "aws_access_key_id": KEY,
-        "aws_secret_access_key": KEY,
-        "aws_region": REGION,
-        "aws_virtual_hosted_style_request": "false",
-        "allow_http": "true",
-    }
+    options = lance_options(spec)
 
     def connect() -> Opened:
-        dataset = lance.dataset(f"s3://{spec['bucket']}/{spec['prefix']}", storage_options=options)
+        dataset = lance.dataset(s3_url(spec), storage_options=options)
 
         def iterate() -> Iterable[dict[str, Any]]:
             for batch in dataset.to_batches():
-                yield from _rows(spec["kind"], batch)
+                yield from rows_of(spec["kind"], batch)
 
         def take(indices: list[int]) -> list[dict[str, Any]]:
-            return [r for b in dataset.take(indices).to_batches() for r in _rows(spec["kind"], b)]
+            return [r for b in dataset.take(indices).to_batches() for r in rows_of(spec["kind"], b)]
 
-        return Opened(dataset.count_rows(), iterate, _Taken(dataset, spec["kind"]), take)
+        return Opened(dataset.count_rows(), iterate, Taken(dataset, spec["kind"]), take)
 
     return connect
 
@@ -168,7 +201,7 @@ LIBRARIES: dict[str, Callable[[Run], Callable[[], Opened]]] = {
 def first_info(run: Run) -> None:
     """What a filesystem object takes for its very first info call: connecting and one round trip."""
     spec = run.spec
-    _import_filesystem(spec["via"])
+    import_filesystem(spec["via"])
     run.ready()
     begin = perf_counter()
     _Bare(spec).info("index.json")
@@ -179,13 +212,13 @@ def first_item(run: Run) -> None:
     """From nothing to the first item of an iteration."""
     connect = LIBRARIES[run.spec["library"]](run)
     run.ready()
-    _control(run.spec, "reset")
+    control(run.spec, "reset")
     begin = perf_counter()
     items = iter(connect().iterate())
     item = next(items)
     run.result["seconds"] = [perf_counter() - begin]
     run.peak()
-    _served(run)
+    served(run)
     _digest(run, [(0, item)])
 
 
@@ -196,7 +229,7 @@ def cold_items(run: Run) -> None:
     opened = connect()
     opened.rows[0]
     order = _order(run.spec, run.spec["lookups"])
-    _control(run.spec, "reset")
+    control(run.spec, "reset")
     seconds = []
     picked = []
     limit = perf_counter() + run.spec["seconds"]
@@ -209,7 +242,7 @@ def cold_items(run: Run) -> None:
             break
     run.result["seconds"] = seconds
     run.peak()
-    _served(run)
+    served(run)
     _digest(run, picked[:1])
 
 
@@ -221,12 +254,12 @@ def many(run: Run) -> None:
     opened.rows[0]
     order = _order(run.spec, run.spec["batch"])
     assert opened.take is not None
-    _control(run.spec, "reset")
+    control(run.spec, "reset")
     begin = perf_counter()
     items = opened.take(order)
     run.result["seconds"] = [perf_counter() - begin]
     run.peak()
-    _served(run)
+    served(run)
     # Some libraries answer in ascending order of index: the values are compared, not their order.
     ids = sorted(zip((item["id"] for item in items), items, strict=True), key=lambda pair: int(pair[0]))
     _digest(run, [(int(number), item) for number, item in ids])
@@ -236,16 +269,16 @@ def bare_ranges(run: Run) -> None:
     """The same 256 items as bare parallel ranged GETs: exact ranges, known beforehand."""
     with open(run.spec["ranges"]) as file:
         ranges = json.load(file)
-    _import_filesystem(run.spec["via"])
+    import_filesystem(run.spec["via"])
     run.ready()
     bare = _Bare(run.spec)
     bare.info("index.json")
-    _control(run.spec, "reset")
+    control(run.spec, "reset")
     begin = perf_counter()
     pieces = bare.read(ranges)
     run.result["seconds"] = [perf_counter() - begin]
     run.peak()
-    _served(run)
+    served(run)
     wanted = [end - start for _, start, end in ranges]
     if [len(piece) for piece in pieces] != wanted:
         raise RuntimeError("the bare ranges came back with other lengths")
@@ -262,8 +295,29 @@ def _digest(run: Run, picked: Sequence[tuple[int, Any]]) -> None:
     run.result["digest"] = digest(picked)
 
 
+def bare_epoch(run: Run) -> None:
+    """Every byte of the dataset in ranges of spec["range"] bytes, spec["parallel"] under way, thrown away.
+
+    spec["files"]: (name, bytes) of all objects, known beforehand. What an epoch cannot beat.
+    """
+    spec = run.spec
+    import_filesystem(spec["via"])
+    step = spec["range"]
+    ranges = [(name, begin, min(begin + step, size)) for name, size in spec["files"] for begin in range(0, size, step)]
+    run.ready()
+    control(spec, "configure", {"faults": None})
+    control(spec, "reset")
+    begin = perf_counter()
+    total = _Bare(spec).drain(ranges, spec["parallel"])
+    run.result["seconds"] = [perf_counter() - begin]
+    run.peak()
+    served(run)
+    if total != sum(size for _, size in spec["files"]):
+        raise RuntimeError(f"{total} bytes came back where {spec['files']} were asked for")
+
+
 class _Bare:
-    """A filesystem on its own: one info call, or many ranges at once."""
+    """A filesystem on its own: one info call, many ranges at once, or many in a bounded stream."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.via = spec["via"]
@@ -284,7 +338,7 @@ class _Bare:
 
         if self.via == "s3":
             pool = {"max_pool_connections": POOL}
-            self.filesystem = fsspec.filesystem("s3", **_s3_options(spec), config_kwargs=pool)
+            self.filesystem = fsspec.filesystem("s3", **s3_options(spec), config_kwargs=pool)
             self.prefix = f"{spec['bucket']}/{self.prefix}"
         else:
             self.filesystem = fsspec.filesystem("http")
@@ -313,3 +367,25 @@ class _Bare:
             return list(await asyncio.gather(*waiting))
 
         return asyncio.run(gather())
+
+    def drain(self, ranges: Sequence[tuple[str, int, int]], parallel: int) -> int:
+        """Fetch and drop all ranges, ``parallel`` at a time; the bytes that came."""
+        import asyncio
+
+        async def piece(name: str, begin: int, end: int) -> int:
+            if self.via == "obstore":
+                return len(await self.store.get_range_async(self.prefix + name, start=begin, end=end))
+            return len(await self.filesystem._cat_file(self.prefix + name, start=begin, end=end))
+
+        async def worker(waiting: Iterator[tuple[str, int, int]]) -> int:
+            return sum([await piece(*one) for one in waiting])
+
+        async def everything() -> int:
+            waiting = iter(ranges)
+            return sum(await asyncio.gather(*(worker(waiting) for _ in range(parallel))))
+
+        if self.via == "obstore":
+            return asyncio.run(everything())
+        from fsspec.asyn import sync
+
+        return int(sync(self.filesystem.loop, everything))

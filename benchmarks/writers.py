@@ -5,7 +5,12 @@ Every writer runs in one process and gets the samples in order.
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+import pickle
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samples import ARRAY_LENGTH, samples
@@ -15,10 +20,27 @@ if TYPE_CHECKING:
 
     from worker import Run
 
-__all__ = ["arrow", "hf", "lance", "lazystore", "litdata", "mds"]
+__all__ = [
+    "array_record",
+    "arrow",
+    "hf",
+    "lance",
+    "lazystore",
+    "litdata",
+    "mds",
+    "million",
+    "parquet",
+    "webdataset",
+]
 
 #: Rows of an Arrow record batch.
 ARROW_ROWS = {"text": 8192, "arr": 8192, "blob": 256}
+#: Chunks' worth of samples in a Parquet file.
+PARQUET_CHUNKS = 8
+#: Samples in each chunk of the dataset of a million chunks.
+TINY = 4
+#: An inode takes 65,000 links on ext4.
+LINKS = 60_000
 
 
 def litdata(run: Run) -> None:
@@ -29,7 +51,7 @@ def litdata(run: Run) -> None:
     spec = run.spec
     if litdata.__version__ != spec["version"]:
         raise RuntimeError(f"LitData {litdata.__version__} is installed, {spec['version']} is wanted")
-    cache = Cache(spec["path"], chunk_bytes=spec["chunk_bytes"])
+    cache = Cache(spec["path"], chunk_bytes=spec["chunk_bytes"], compression=spec.get("compression"))
     for index, sample in enumerate(samples(spec["kind"], spec["count"])):
         cache[index] = sample
     cache.done()
@@ -57,8 +79,32 @@ def hf(run: Run) -> None:
     """Hugging Face datasets: from_generator, then save_to_disk."""
     import datasets
 
+    scratch = run.spec["path"] + ".scratch"
+    _hf_dataset(run.spec, scratch).save_to_disk(run.spec["path"])
+    shutil.rmtree(scratch)
+    run.result["version"] = datasets.__version__
+
+
+def parquet(run: Run) -> None:
+    """Hugging Face datasets: from_generator, then to_parquet, one file for about eight chunks."""
+    import datasets
+
     spec = run.spec
     scratch = spec["path"] + ".scratch"
+    made = _hf_dataset(spec, scratch)
+    files = -(-made.data.nbytes // (PARQUET_CHUNKS * spec["chunk_bytes"]))
+    os.makedirs(spec["path"])
+    for number in range(files):
+        part = made.shard(files, number, contiguous=True)
+        part.to_parquet(os.path.join(spec["path"], f"train-{number:05d}-of-{files:05d}.parquet"))
+    shutil.rmtree(scratch)
+    run.result["version"] = datasets.__version__
+
+
+def _hf_dataset(spec: dict[str, Any], scratch: str) -> Any:
+    """The samples as a datasets.Dataset, kept in the folder ``scratch``."""
+    import datasets
+
     integer = datasets.Value("int64")
     features = datasets.Features(
         {
@@ -67,16 +113,13 @@ def hf(run: Run) -> None:
             "blob": {"image": datasets.Value("binary"), "label": integer},
         }[spec["kind"]]
     )
-    made = datasets.Dataset.from_generator(
+    return datasets.Dataset.from_generator(
         samples,
         gen_kwargs={"kind": spec["kind"], "count": spec["count"]},
         features=features,
         cache_dir=scratch,
         writer_batch_size=1000 if spec["kind"] != "blob" else 100,
     )
-    made.save_to_disk(spec["path"])
-    shutil.rmtree(scratch)
-    run.result["version"] = datasets.__version__
 
 
 def lance(run: Run) -> None:
@@ -93,8 +136,6 @@ def lance(run: Run) -> None:
 
 def arrow(run: Run) -> None:
     """One uncompressed Arrow IPC file."""
-    import os
-
     import pyarrow
 
     spec = run.spec
@@ -154,3 +195,69 @@ def lazystore(run: Run) -> None:
     with DatasetWriter(spec["path"], chunk_bytes=spec["chunk_bytes"]) as writer:
         for sample in samples(spec["kind"], spec["count"]):
             writer.write(sample)
+
+
+def webdataset(run: Run) -> None:
+    """WebDataset's ShardWriter: a member a field, in tars of about a chunk."""
+    from importlib.metadata import version
+
+    import webdataset
+
+    spec = run.spec
+    names = {"text": ("cls", "txt"), "arr": ("npy", "cls"), "blob": ("jpg", "cls")}[spec["kind"]]
+    os.makedirs(spec["path"])
+    pattern = os.path.join(spec["path"], "%06d.tar")
+    with webdataset.ShardWriter(pattern, maxsize=spec["chunk_bytes"], verbose=0) as writer:
+        for index, sample in enumerate(samples(spec["kind"], spec["count"])):
+            writer.write({"__key__": f"{index:08d}", **dict(zip(names, sample.values(), strict=True))})
+    run.result["version"] = version("webdataset")
+
+
+def array_record(run: Run) -> None:
+    """ArrayRecord's writer, one record a group as Grain asks for; a record is a pickled sample.
+
+    The format holds bytes and leaves their meaning to its user; pickle is the fastest codec at hand.
+    """
+    from importlib.metadata import version
+
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    spec = run.spec
+    os.makedirs(spec["path"])
+    records = (pickle.dumps(sample, protocol=5) for sample in samples(spec["kind"], spec["count"]))
+    for number in itertools.count():
+        first = next(records, None)
+        if first is None:
+            break
+        writer = ArrayRecordWriter(os.path.join(spec["path"], f"{number:05d}.array_record"), "group_size:1")
+        writer.write(first)
+        size = len(first)
+        while size < spec["chunk_bytes"] and (record := next(records, None)) is not None:
+            writer.write(record)
+            size += len(record)
+        writer.close()
+    run.result["version"] = version("array_record")
+
+
+def million(run: Run) -> None:
+    """spec["chunks"] classic chunks of the same four samples: one file under very many names."""
+    from lazystore.formats.writer import DatasetWriter
+
+    spec = run.spec
+    with DatasetWriter(spec["path"], chunk_bytes=spec["chunk_bytes"]) as writer:
+        for sample in samples(spec["kind"], TINY):
+            writer.write(sample)
+    folder = Path(spec["path"])
+    index = json.loads((folder / "index.json").read_text())
+    (only,) = index["chunks"]
+    content = (folder / only["filename"]).read_bytes()
+    chunks = [{**only, "filename": f"chunk-0-{number}.bin"} for number in range(spec["chunks"])]
+    original = ""
+    for number, chunk in enumerate(chunks):
+        path = os.path.join(folder, chunk["filename"])
+        if number % LINKS == 0:
+            original = path
+            Path(path).write_bytes(content)
+        else:
+            os.link(original, path)
+    (folder / "index.json").write_text(json.dumps({**index, "chunks": chunks}))

@@ -20,8 +20,11 @@ cdef inline uint64_t mix(uint64_t x) noexcept nogil:
     return x ^ (x >> 31)
 
 cdef inline uint64_t absorb(uint64_t key, uint64_t number) noexcept nogil:
-    """The key that ``number`` makes of ``key``: other numbers, other keys."""
-    return mix((key ^ mix(number + golden())) + golden())
+    """The key that ``number`` makes of ``key``: other numbers, other keys.
+
+    The number goes through the mixer without the step that seeds get, else equal ones would cancel out.
+    """
+    return mix((key ^ mix(number)) + golden())
 
 cdef inline uint32_t below(uint64_t* state, uint32_t bound) noexcept nogil:
     """A draw from 0..bound-1, each equally likely; ``state`` is the stream's counter."""

@@ -21,6 +21,8 @@ cdef class Slab:
     cdef void let_go(self, bint passed) noexcept
     # Position of item i's first byte in the body's row, and its length; 0 when the table says nonsense.
     cdef bint find(self, uint64_t i, uint64_t* at, uint64_t* n) noexcept
+    # Ask for the memory that holds item i's offset.
+    cdef void expect(self, uint64_t i) noexcept
     # The bytes when they are contiguous in memory, else NULL.
     cdef const uint8_t* pointer(self, uint64_t at, uint64_t n) noexcept
     cdef const int32_t* body(self) noexcept

@@ -13,6 +13,18 @@ from lazystore._core.offsets cimport load_u32
 from lazystore._core.spread cimport gather
 from lazystore.errors import ClosedError, ConfigError, FormatError, ItemIndexError
 
+cdef extern from *:
+    """
+    static inline void lazystore_prefetch_line(const unsigned char *p) {
+    #if defined(__GNUC__)
+        __builtin_prefetch(p);
+    #else
+        (void)p;
+    #endif
+    }
+    """
+    void prefetch_line "lazystore_prefetch_line" (const uint8_t* p) noexcept nogil
+
 
 cdef class Slab:
     """The items ``first .. last - 1`` of a chunk, resident and pinned.
@@ -122,6 +134,15 @@ cdef class Slab:
         at[0] = self.body_at + (begin - self.begin)
         n[0] = end - begin
         return True
+
+    cdef void expect(self, uint64_t i) noexcept:
+        cdef uint64_t v
+        cdef FrameStore store = self.store
+        if not self.stride:
+            v = self.table_at + 4 * (i - <uint64_t>self.first)
+            if v >> store.shift < <uint64_t>self.n_table:
+                prefetch_line(store.arena + (<uint64_t>self.frames[v >> store.shift] << store.shift)
+                              + (v & (store.frame_bytes - 1)))
 
     cdef const uint8_t* pointer(self, uint64_t at, uint64_t n) noexcept:
         cdef FrameStore store = self.store

@@ -5,12 +5,11 @@ from lazystore._core.reader cimport Reader
 from lazystore._core.scan cimport ItemIterator
 
 cdef struct Spot:
-    const uint8_t* p     # the item's bytes when they are contiguous, else NULL
-    uint64_t n
-    uint64_t at          # where they are in their slab, or which buffer of a list
-    int64_t chunk
+    uint64_t where       # the address of the item's bytes when they are contiguous, else their place at the owner's
+    uint32_t n
     uint32_t number      # of the item in its chunk, for messages
     uint32_t owner       # whose they are, in Walk.held
+    uint32_t direct      # `where` is an address
 
 cdef class Progress:
     cdef public int64_t position
@@ -21,7 +20,8 @@ cdef class Walk:
     cdef object feed
     cdef readonly Progress progress
     cdef ItemIterator scan
-    cdef list held
+    cdef list held               # slabs, or lists of buffers
+    cdef list chunks             # of each of them
     cdef Spot* spots
     cdef Py_ssize_t room
     cdef Py_ssize_t n

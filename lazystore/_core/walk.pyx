@@ -12,7 +12,6 @@ finds them all at once, and hands them out while the memory of the next ones is 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memset
 
 from lazystore._core.collate cimport Sink
 from lazystore._core.frames cimport FrameStore
@@ -23,14 +22,15 @@ from lazystore._core.spread cimport decode_spread, gather
 from lazystore.errors import ClosedError, FormatError
 
 cdef enum:
-    AHEAD = 10    # items whose memory is asked for before they are decoded
+    AHEAD = 10            # items whose memory is asked for before they are decoded
+    ENTRIES_AHEAD = 16    # offsets that are asked for before they are read
 
 cdef extern from *:
     """
     #include <stdint.h>
     static inline void lazystore_touch_ahead(const unsigned char *p, uint64_t n) {
     #if defined(__GNUC__)
-        const unsigned char *end = p + (n < 384 ? n : 384);
+        const unsigned char *end = p + (n < 1280 ? n : 384);
         for (; p < end; p += 64)
             __builtin_prefetch(p);
     #else
@@ -63,7 +63,7 @@ cdef class Walk:
         feed: brings the legs (see the module's docstring); told ``close()`` at the end.
         progress: counts the items.
 
-    Memory: 40 bytes an item of one leg. Threads: belongs to one thread. Fork: the child's copy goes on by itself.
+    Memory: 24 bytes an item of one leg. Threads: belongs to one thread. Fork: the child's copy goes on by itself.
     Pickling: refused; pickle the dataset's state.
     """
 
@@ -132,23 +132,23 @@ cdef class Walk:
         cdef Py_buffer view
         if store.closed:
             store.require_open()
-        if self.k + AHEAD < self.n:
-            touch_ahead(spot[AHEAD].p, spot[AHEAD].n if spot[AHEAD].p != NULL else 0)
+        if self.k + AHEAD < self.n and spot[AHEAD].direct:
+            touch_ahead(<const uint8_t*>spot[AHEAD].where, spot[AHEAD].n)
         try:
-            if spot.p != NULL:
+            if spot.direct:
                 if sink is None:
-                    return reader.plan.decode(spot.p, spot.n)
-                sink.add(spot.p, spot.n)
+                    return reader.plan.decode(<const uint8_t*>spot.where, spot.n)
+                sink.add(<const uint8_t*>spot.where, spot.n)
                 return None
             owner = self.held[spot.owner]
             if isinstance(owner, Slab):
                 slab = <Slab>owner
                 if sink is None:
-                    return decode_spread(store, reader.plan, slab.body(), spot.at, spot.n)
-                data = gather(store, slab.body(), spot.at, spot.n)
+                    return decode_spread(store, reader.plan, slab.body(), spot.where, spot.n)
+                data = gather(store, slab.body(), spot.where, spot.n)
                 sink.add(<const uint8_t*><char*>data, spot.n)
                 return None
-            PyObject_GetBuffer((<list>owner)[spot.at], &view, PyBUF_SIMPLE)
+            PyObject_GetBuffer((<list>owner)[spot.where], &view, PyBUF_SIMPLE)
             try:
                 if sink is None:
                     return reader.plan.decode(<const uint8_t*>view.buf, view.len)
@@ -156,7 +156,7 @@ cdef class Walk:
             finally:
                 PyBuffer_Release(&view)
         except (FormatError, UnicodeDecodeError) as error:
-            reader.fail(spot.chunk, spot.number, error)
+            reader.fail(self.chunks[spot.owner], spot.number, error)
 
     cdef int turn(self) except -1:
         """Go to the next leg; StopIteration after the last."""
@@ -168,6 +168,7 @@ cdef class Walk:
         self.n = self.k = 0
         self.scan = None
         self.held = []
+        self.chunks = []
         try:
             leg = self.feed.turn()
         except StopIteration:
@@ -189,61 +190,70 @@ cdef class Walk:
                 raise MemoryError(f"no memory for a leg of {n} items")
             self.spots = spots
             self.room = n
-        memset(self.spots, 0, n * sizeof(Spot))
 
     cdef int lay_out(self, list groups, const uint32_t[::1] places, Py_ssize_t skip, Py_ssize_t stop) except -1:
         """Find every item of a leg: group by group, so that offsets are read in order."""
-        cdef Py_ssize_t total = places.shape[0], done = 0, k, owner = 0
+        cdef Py_ssize_t total = places.shape[0], done = 0, k, size
+        cdef uint32_t owner = 0
         cdef const uint32_t[::1] numbers
         cdef uint64_t at = 0, n = 0
         cdef Spot* spot
         cdef Slab slab
-        cdef list held = []
+        cdef const uint8_t* p
+        cdef list held = [], chunks = []
         if not 0 <= skip <= stop <= total:
             raise ValueError(f"a leg of {total} items cannot be walked from {skip} to {stop}")
         self.room_for(total)
         for chunk, where, numbers in groups:
             held.append(where)
+            chunks.append(chunk)
             slab = <Slab>where if isinstance(where, Slab) else None
-            if numbers.shape[0] > total - done:
+            size = numbers.shape[0]
+            if size > total - done:
                 raise ValueError(f"the groups of a leg hold more than its {total} items")
-            for k in range(numbers.shape[0]):
+            for k in range(size):
                 if places[done] >= total:
                     raise ValueError(f"place {places[done]} is not in a leg of {total} items")
                 spot = &self.spots[places[done]]
                 done += 1
                 spot.owner = owner
                 spot.number = numbers[k]
-                spot.chunk = chunk
+                spot.direct = False
                 if slab is None:
-                    spot.at = k
+                    spot.where = k
+                    spot.n = 0
                     continue
                 if not slab.first <= <int64_t>numbers[k] < slab.last or slab.released:
                     raise ValueError(f"item {numbers[k]} is not in {slab!r}")
+                if k + ENTRIES_AHEAD < size:
+                    slab.expect(numbers[k + ENTRIES_AHEAD])
                 if not slab.find(numbers[k], &at, &n):
                     self.reader.fail(chunk, numbers[k], FormatError(
                         "its offsets point outside its part of the chunk; the chunk is damaged or truncated"
                     ))
-                spot.at = at
-                spot.n = n
-                spot.p = slab.pointer(at, n)
+                p = slab.pointer(at, n)
+                spot.direct = p != NULL
+                spot.where = <uint64_t>p if p != NULL else at
+                spot.n = <uint32_t>n
             owner += 1
         if done != total:
             raise ValueError(f"the groups of a leg hold {done} items, it has {total}")
         self.held = held
+        self.chunks = chunks
         self.k, self.n = skip, stop
         self.reader.hits += stop - skip
 
     cdef int lay_out_list(self, list items) except -1:
-        cdef Py_ssize_t k
-        cdef list buffers = []
-        self.room_for(len(items))
-        for k in range(len(items)):
+        cdef Py_ssize_t k, n = len(items)
+        self.room_for(n)
+        self.held = []
+        self.chunks = []
+        for k in range(n):
             chunk, number, buffer = items[k]
-            self.spots[k].chunk, self.spots[k].number, self.spots[k].at = chunk, number, k
-            buffers.append(buffer)
-        self.held = [buffers]
-        self.k, self.n = 0, len(items)
+            self.spots[k] = Spot(0, 0, number, <uint32_t>k, False)
+            self.held.append([buffer])
+            self.chunks.append(chunk)
+        self.k, self.n = 0, n
 
     def close(self):
         """Stop: what was fetched ahead is given up, nothing more is handed out. Twice is fine."""
@@ -251,6 +261,7 @@ cdef class Walk:
         self.n = self.k = 0
         self.scan = None
         self.held = []
+        self.chunks = []
         if feed is not None:
             feed.close()
 

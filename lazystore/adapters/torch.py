@@ -145,7 +145,7 @@ class StreamingDataLoader(DataLoader):  # type: ignore[misc]
         Raises:
             UnsupportedError: ``in_order=False``: nobody knows which batches are still to come.
         """
-        taken = self._pass.items if self._pass is not None else 0
+        taken = self._pass.items if self._pass is not None and self.dataset.epoch == self._seen else 0
         if taken and not getattr(self, "in_order", True):
             raise UnsupportedError("a loader with in_order=False has no exact state; leave in_order at True to resume")
         state: dict[str, Any] = self.dataset.state_dict(yielded=taken, workers=self.num_workers)

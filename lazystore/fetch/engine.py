@@ -14,13 +14,14 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from lazystore.errors import ClosedError, ConfigError, FetchError, FetchTimeoutError, LazyStoreError
 from lazystore.fetch.failures import failure, timed_out
 from lazystore.fetch.flight import Outcome, Wave, finish
 from lazystore.fetch.flow import Watch
+from lazystore.fetch.hedge import Rival
 from lazystore.fetch.jobs import Batch, HeadJob, Job, PartJob, Pins, WholeJob, parts_of
 from lazystore.fetch.link import CANCEL_S, LIVE, Link, let_go, orphan, shut
 from lazystore.fetch.options import redact
@@ -37,6 +38,10 @@ DEFAULT_IN_FLIGHT_BYTES = 64 << 20
 RECHECK_EVERY = 64
 #: Seconds that must be left for another attempt to make sense.
 SHORTEST_ATTEMPT_S = 0.01
+#: What the counters tell besides the usual: HEAD requests, requests given up as silent, second requests for the
+#: same bytes and those that won, big requests allowed at once by now, and how often that was halved.
+COUNTED = ("stat_requests", "stalls", "hedges", "hedge_wins", "concurrency", "backoffs")
+
 _RETRYABLE = frozenset({Verdict.RETRY, Verdict.STALL, Verdict.BRIEF})
 
 
@@ -115,7 +120,7 @@ class WireSource:
         if max_in_flight_bytes < 1:
             raise ConfigError(f"max_in_flight_bytes={max_in_flight_bytes} must be above zero")
         self.url = url
-        self.counters = FetchCounters(extra={"stat_requests": 0, "stalls": 0})
+        self.counters = FetchCounters(extra=dict.fromkeys(COUNTED, 0))
         self._concurrency = concurrency
         self._room = max_in_flight_bytes
         self._part_bytes = min(PART_BYTES, max_in_flight_bytes)
@@ -384,36 +389,78 @@ class WireSource:
             return not job.wanted()
         return False
 
-    async def _attempt(self, link: Link, batch: Batch, job: Job, watch: Watch) -> Exception | None:
-        """One request; returns what went wrong."""
-        counters, gate = self.counters, link.gate
+    async def _attempt(self, link: Link, batch: Batch, job: Job, watch: Watch) -> BaseException | None:
+        """One request, or two for the same; returns what went wrong."""
+        gate, pace, number, silent = link.gate, link.pace, job.streak + 1, job.silent_bytes(link.wire)
         await gate.enter(job.weight, batch.urgent)
         if isinstance(job, HeadJob):
-            counters.extra["stat_requests"] += 1
+            self.counters.extra["stat_requests"] += 1
         else:
-            counters.requests += 1
-        patience = link.pace.patience(job.streak + 1, job.silent_bytes(link.wire))
-        watch.start(patience)
+            self.counters.requests += 1
+            link.hedges.sent(job.weight)
+        nudge = None
+        if isinstance(job, PartJob) and link.wire.streams:
+            nudge = functools.partial(self._hedge, link, job, watch)
+        first = functools.partial(pace.patience, number, silent)
+        if isinstance(job, HeadJob):
+            first = functools.partial(pace.brief, number)
+        watch.start(lambda heard: pace.lull(number) if heard else first(), nudge)
         try:
-            await job.attempt(link.wire)
+            try:
+                error = await self._sent(link, job.attempt(link.wire), watch)
+                self._judge(link, job, watch, error)
+            finally:
+                gate.leave(job.weight)
+            rival = job.rival
+            if rival is not None and (job.beaten or (error is not None and classify(error) in _RETRYABLE)):
+                error = await self._sent(link, rival.outcome(), watch)
+                self._judge(link, job, watch, error)
+        finally:
+            watch.stop()
+            job.alone()
+        if error is None and watch.first:
+            pace.add(watch.first, watch.lull)
+            pace.answered(watch.started)
+        return error
+
+    async def _sent(
+        self, link: Link, request: Coroutine[Any, Any, BaseException | None], watch: Watch
+    ) -> BaseException | None:
+        """Await a request under watch; returns what went wrong."""
+        try:
+            return await request
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if watch.barked():
-                counters.extra["stalls"] += 1
-                return WireError(Verdict.STALL, f"the server was silent for {patience:.1f} s")
+                self.counters.extra["stalls"] += 1
+                if watch.first:
+                    link.pace.add(watch.first, watch.silence)
+                return WireError(Verdict.STALL, f"the server was silent for {watch.silence:.1f} s")
+            if watch.gave_way():
+                return WireError(Verdict.RETRY, "another request for the same bytes was faster")
             if task is None or task.cancelling():
                 raise
             return WireError(Verdict.RETRY, "the storage client cancelled the request by itself")
         except Exception as error:  # noqa: BLE001 - judged by classify(), and raised unless it can be cured
             return error
-        finally:
-            watch.stop()
-            gate.leave(job.weight)
-        if watch.first:
-            link.pace.add(watch.first)
-        return None
 
-    async def _pause(self, link: Link, batch: Batch, job: Job, error: Exception, verdict: Verdict) -> None:
+    def _hedge(self, link: Link, job: PartJob, watch: Watch, waited: float) -> bool:
+        """Send a second request if the first keeps silent for too long; returns whether it was sent."""
+        return link.pace.overdue(watch.started, waited) and Rival.send(link, job, self.counters)
+
+    def _judge(self, link: Link, job: Job, watch: Watch, error: BaseException | None) -> None:
+        """Tell the throttle how a request fared."""
+        throttle, extra = link.gate.throttle, self.counters.extra
+        if error is None:
+            throttle.served(job.weight)
+        elif not job.beaten and (verdict := classify(error)) in _RETRYABLE:
+            # A body that is cut says nothing about load.
+            refused = verdict is Verdict.STALL or not watch.first
+            throttle.refused() if refused else throttle.served(0)
+        extra["concurrency"] = throttle.limit
+        extra["backoffs"] = throttle.backoffs
+
+    async def _pause(self, link: Link, batch: Batch, job: Job, error: BaseException, verdict: Verdict) -> None:
         """Wait before the next attempt, or raise if there should be none."""
         policy = self._policy
         if verdict not in _RETRYABLE or (verdict is Verdict.BRIEF and job.attempts >= policy.brief_attempts):

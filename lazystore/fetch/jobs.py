@@ -7,16 +7,18 @@ When and how often attempts are made is decided in ``engine.py``.
 from __future__ import annotations
 
 import asyncio
+import bisect
+import itertools
 import threading
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from lazystore.errors import ConfigError
 from lazystore.fetch.flow import Watch
 from lazystore.fetch.plan import split
 from lazystore.fetch.retry import SLOWEST_RATE, Deadline, Verdict, WireError
 from lazystore.fetch.source import FetchCounters, Read
-from lazystore.fetch.wire import UNKNOWN, Identity, Wire, range_ignored
+from lazystore.fetch.wire import UNKNOWN, Identity, Landing, Wire, range_ignored
 
 __all__ = ["Batch", "HeadJob", "Job", "PartJob", "Pins", "WholeJob", "parts_of"]
 
@@ -97,9 +99,14 @@ class Job:
         streak: the failed ones among them since the last that got some bytes for good; waits and patience
             grow with it.
         error: how the latest attempt failed.
+        rival: the second request that may take the place of the one under way, if there is one.
+        beaten: whether it did.
     """
 
-    __slots__ = ("attempts", "begin", "counters", "end", "error", "name", "pins", "streak", "watch", "weight")
+    __slots__ = (
+        *("attempts", "beaten", "begin", "counters", "end", "error", "name", "pins", "rival", "streak"),
+        *("watch", "weight"),
+    )
 
     def __init__(self, name: str, begin: int, end: int, weight: int, pins: Pins, counters: FetchCounters) -> None:
         self.name = name
@@ -112,6 +119,15 @@ class Job:
         self.streak = 0
         self.error: BaseException | None = None
         self.watch: Watch | None = None
+        self.rival: Any = None
+        self.beaten = False
+
+    def alone(self) -> None:
+        """The attempt is over: nothing of a second request is wanted any more."""
+        if self.rival is not None:
+            self.rival.lose()
+            self.rival = None
+        self.beaten = False
 
     def wanted(self) -> bool:
         """Whether another attempt is needed.
@@ -172,27 +188,39 @@ class HeadJob(Job):
         self._done = True
 
 
+class Piece(NamedTuple):
+    """Where a stretch of a job's bytes lands.
+
+    Attributes:
+        at: first byte, counted from the job's begin.
+        view: the buffer, or the slice of it; the next piece begins where it ends.
+    """
+
+    at: int
+    view: memoryview
+    read: Read
+
+
 class PartJob(Job):
-    """A range of at most one request's size, landing in a slice of its read's buffer.
+    """A range of at most one request's size, landing in (slices of) the buffers of one or more reads.
 
     ``landed`` bytes from the front are good. What is wanted shrinks when the object's size becomes
     known and the read may end early (``open_ended``). An answer that stops early is taken as progress;
     :meth:`wanted` says whether that was the object's end.
     """
 
-    __slots__ = ("_batch", "_kept", "_limit", "_view", "landed", "open_ended", "read")
+    __slots__ = ("_batch", "_kept", "_limit", "_pieces", "landed", "open_ended")
 
-    def __init__(
-        self, batch: Batch, read: Read, view: memoryview, begin: int, pins: Pins, counters: FetchCounters
-    ) -> None:
-        super().__init__(read.name, begin, begin + len(view), len(view), pins, counters)
-        self.read = read
-        self.open_ended = read.name in batch.open_ended
+    def __init__(self, batch: Batch, pieces: Sequence[Piece], begin: int, pins: Pins, counters: FetchCounters) -> None:
+        length = pieces[-1].at + len(pieces[-1].view)
+        name = pieces[0].read.name
+        super().__init__(name, begin, begin + length, length, pins, counters)
+        self.open_ended = name in batch.open_ended
         self.landed = 0
         self._kept = 0
         self._batch = batch
-        self._view = view
-        self._limit = len(view)
+        self._pieces = pieces
+        self._limit = length
 
     def stop(self) -> int:
         """Where the wanted bytes end, as far as is known by now."""
@@ -210,15 +238,16 @@ class PartJob(Job):
         return at < stop
 
     def deliver(self) -> None:
-        self.read.got += self.landed
+        for piece in self._pieces:
+            piece.read.got += max(0, min(self.landed - piece.at, len(piece.view)))
 
     def silent_bytes(self, wire: Wire) -> int:
         return 0 if wire.streams else self.weight - self.landed
 
-    async def attempt(self, wire: Wire) -> None:
+    async def attempt(self, wire: Wire, landing: Landing | None = None) -> None:
         stop = self.stop()
         self._limit = stop - self.begin
-        await wire.get(self.name, self.begin + self.landed, stop, self.pins.get(self.name), self)
+        await wire.get(self.name, self.begin + self.landed, stop, self.pins.get(self.name), landing or self)
 
     def rewind(self, wire: Wire) -> None:
         # Half an answer may only be continued when the next one is sure to be of the same object.
@@ -229,6 +258,29 @@ class PartJob(Job):
         self._kept = self.landed
 
     def answered(self, begin: int, end: int, identity: Identity | None) -> None:
+        self._still_first()
+        self.accept(begin, end, identity)
+        if self.rival is not None:
+            self.rival.lose()
+
+    def write(self, data: Any) -> None:
+        self._still_first()
+        if self.rival is not None:
+            self.rival.lose()
+        self.land(data)
+
+    def yield_to(self, begun: float) -> None:
+        """The rival, sent at ``begun``, has answered: nothing of the request under way lands any more."""
+        self.beaten = True
+        if self.watch is not None:
+            self.watch.overtake(begun)
+
+    def _still_first(self) -> None:
+        if self.beaten:
+            raise WireError(Verdict.RETRY, "another request for the same bytes was faster")
+
+    def accept(self, begin: int, end: int, identity: Identity | None) -> None:
+        """Check what an answer claims."""
         at = self.begin + self.landed
         if begin != at:
             raise WireError(Verdict.FATAL, f"asked for bytes from {at}, the server answers from {begin}")
@@ -239,7 +291,8 @@ class PartJob(Job):
         if self.watch is not None:
             self.watch.feed()
 
-    def write(self, data: Any) -> None:
+    def land(self, data: Any) -> None:
+        """Put the next bytes where they belong."""
         length = len(data)
         at = self.landed
         if at + length > self._limit:
@@ -247,9 +300,23 @@ class PartJob(Job):
         with self._batch.lock:
             if not self._batch.live:
                 raise WireError(Verdict.FATAL, "the caller has given up")
-            self._view[at : at + length] = data
+            if len(self._pieces) == 1:
+                self._pieces[0].view[at : at + length] = data
+            else:
+                self._scatter(at, memoryview(data))
         self.landed = at + length
         self._arrived(length)
+
+    def _scatter(self, at: int, data: memoryview) -> None:
+        done = 0
+        first = bisect.bisect_right(self._pieces, at, key=_piece_begin) - 1
+        for piece in itertools.islice(self._pieces, first, None):
+            here = at + done - piece.at
+            some = data[done : done + len(piece.view) - here]
+            piece.view[here : here + len(some)] = some
+            done += len(some)
+            if done == len(data):
+                return
 
 
 class WholeJob(Job):
@@ -320,25 +387,64 @@ class WholeJob(Job):
 def parts_of(
     batch: Batch, reads: Sequence[Read], pins: Pins, counters: FetchCounters, part_bytes: int
 ) -> list[PartJob]:
-    """Cut reads into jobs of at most ``part_bytes``; checks the buffers and the sizes known so far.
+    """Turn reads into jobs of at most ``part_bytes``; checks the buffers.
+
+    Reads that continue each other (next to each other in the sequence and in the object) share a job.
 
     Raises:
         ConfigError: a buffer that cannot be written, or a negative begin.
     """
     jobs: list[PartJob] = []
+    run: list[Piece] = []
+    begin = end = 0
     for read in reads:
-        read.got = 0
-        view = read.view
-        if view.readonly or not view.c_contiguous:
-            raise ConfigError(f"the buffer for {read.name!r} must be writable and contiguous")
-        if read.begin < 0:
-            raise ConfigError(f"a read of {read.name!r} begins at {read.begin}, below zero")
-        if view.format != "B" or view.ndim != 1:
-            view = view.cast("B")
-        if len(view) <= part_bytes:
-            if len(view):
-                jobs.append(PartJob(batch, read, view, read.begin, pins, counters))
+        view = _landing_view(read)
+        if not len(view):
             continue
-        for begin, end in split(0, len(view), max_bytes=part_bytes):
-            jobs.append(PartJob(batch, read, view[begin:end], read.begin + begin, pins, counters))
+        if run and (read.begin != end or read.name != run[0].read.name):
+            jobs += _jobs_of(batch, run, begin, end, pins, counters, part_bytes)
+            run = []
+        if not run:
+            begin = read.begin
+        run.append(Piece(read.begin - begin, view, read))
+        end = read.begin + len(view)
+    if run:
+        jobs += _jobs_of(batch, run, begin, end, pins, counters, part_bytes)
     return jobs
+
+
+def _landing_view(read: Read) -> memoryview:
+    """The read's buffer as bytes."""
+    read.got = 0
+    view = read.view
+    if view.readonly or not view.c_contiguous:
+        raise ConfigError(f"the buffer for {read.name!r} must be writable and contiguous")
+    if read.begin < 0:
+        raise ConfigError(f"a read of {read.name!r} begins at {read.begin}, below zero")
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+def _jobs_of(
+    batch: Batch, run: list[Piece], begin: int, end: int, pins: Pins, counters: FetchCounters, part_bytes: int
+) -> Iterator[PartJob]:
+    """The requests for one stretch of an object, and where each one's bytes land."""
+    if end - begin <= part_bytes:
+        yield PartJob(batch, run, begin, pins, counters)
+        return
+    at = 0
+    for first, last in split(0, end - begin, max_bytes=part_bytes):
+        pieces = []
+        while at < len(run) and run[at].at < last:
+            whole = run[at]
+            low, high = max(first, whole.at), min(last, whole.at + len(whole.view))
+            pieces.append(Piece(low - first, whole.view[low - whole.at : high - whole.at], whole.read))
+            if high == last:
+                if high == whole.at + len(whole.view):
+                    at += 1
+                break
+            at += 1
+        yield PartJob(batch, pieces, begin + first, pins, counters)
+
+
+def _piece_begin(piece: Piece) -> int:
+    return piece.at

@@ -16,6 +16,7 @@ from typing import Any
 from lazystore.fetch.flow import Gate
 from lazystore.fetch.retry import Pace
 from lazystore.fetch.source import FetchCounters
+from lazystore.fetch.throttle import HedgeAllowance, Throttle
 from lazystore.fetch.wire import Wire
 
 __all__ = ["CANCEL_S", "LIVE", "Link", "let_go", "orphan", "shut"]
@@ -32,12 +33,13 @@ class Link:
     Usable once :meth:`open` was called.
     """
 
-    __slots__ = ("_counters", "_room", "calls", "gate", "lock", "pace", "pid", "prepared", "slots", "wire")
+    __slots__ = ("_counters", "_room", "calls", "gate", "hedges", "lock", "pace", "pid", "prepared", "slots", "wire")
 
     def __init__(self, wire: Wire, slots: int, room: int, counters: FetchCounters) -> None:
         self.wire = wire
         self.slots = slots
         self.pace = Pace()
+        self.hedges = HedgeAllowance()
         self.calls: set[asyncio.Task[Any]] = set()
         self.lock = asyncio.Lock()
         self.prepared = False
@@ -50,7 +52,9 @@ class Link:
         for one that waits for a connection would look as if the server were silent.
         """
         self.slots = min(self.slots, self.wire.connections or self.slots)
-        self.gate = Gate(self.slots, self._room, self._counters)
+        throttle = Throttle(self.slots, self.wire.loop.time)
+        self.gate = Gate(self.slots, self._room, self._counters, throttle)
+        self._counters.extra["concurrency"] = throttle.limit
         self.prepared = True
 
 

@@ -23,7 +23,7 @@ __all__ = ["Deadline", "Pace", "RetryPolicy", "Verdict", "WireError", "classify"
 #: server fit into it.
 PATIENCE_UNKNOWN_S = 2.0
 #: Bounds in seconds once latencies are known, and the multiple of their 95th percentile in between.
-PATIENCE_MIN_S = 0.5
+PATIENCE_MIN_S = 0.25
 PATIENCE_MAX_S = 8.0
 PATIENCE_FACTOR = 8.0
 #: What every further attempt is granted more: storage that is slow rather than stuck is waited for in the end.
@@ -31,6 +31,13 @@ PATIENCE_GROWTH = 1.5
 #: Latencies needed before they are believed, and how many are remembered.
 PACE_MIN_SAMPLES = 8
 PACE_SAMPLES = 64
+#: Latencies needed before a request that is slower than most of them gets a rival, and the multiple of their
+#: median below which it does not.
+HEDGE_MIN_SAMPLES = 16
+HEDGE_FLOOR = 2.0
+#: How many times as long a request without a body is waited for before it is simply sent again, at least.
+BRIEF_FACTOR = 3.0
+BRIEF_MIN_S = 0.1
 #: Bytes per second that an answer which shows no progress must at least make.
 SLOWEST_RATE = 1 << 20
 #: A server's Retry-After counts up to this many seconds.
@@ -303,31 +310,29 @@ class Deadline:
 class Pace:
     """How fast a storage answers, and from that how long silence is worth bearing.
 
-    Bounded memory (PACE_SAMPLES floats); not thread-safe: belongs to one event loop.
+    Bounded memory (twice PACE_SAMPLES floats); not thread-safe: belongs to one event loop.
     """
 
-    __slots__ = ("_next", "_p95", "_samples")
+    __slots__ = ("_firsts", "_lulls", "_newest")
 
     def __init__(self) -> None:
-        self._samples: list[float] = []
-        self._next = 0
-        self._p95 = math.nan
+        self._firsts = _Recent()
+        self._lulls = _Recent()
+        self._newest = -math.inf
 
-    def add(self, seconds: float) -> None:
-        """Record how long an answer took to begin."""
-        if len(self._samples) < PACE_SAMPLES:
-            self._samples.append(seconds)
-        else:
-            self._samples[self._next] = seconds
-            self._next = (self._next + 1) % PACE_SAMPLES
-        self._p95 = math.nan
+    def answered(self, started: float) -> None:
+        """A request sent at ``started`` (any clock's seconds) shows signs of life."""
+        self._newest = max(self._newest, started)
+
+    def add(self, first: float, lull: float = 0.0) -> None:
+        """Record how long an answer took to begin, and its longest pause after that."""
+        self._firsts.add(first)
+        if lull > 0:
+            self._lulls.add(lull)
 
     def p95(self) -> float:
         """95th percentile in seconds of the recent answers; NaN when there are none."""
-        if math.isnan(self._p95) and self._samples:
-            ordered = sorted(self._samples)
-            self._p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
-        return self._p95
+        return self._firsts.quantile(0.95)
 
     def patience(self, attempt: int, silent_bytes: int = 0) -> float:
         """Seconds of silence granted to attempt number ``attempt`` (1, 2, ...); half as much again with each.
@@ -335,8 +340,67 @@ class Pace:
         ``silent_bytes``: bytes that may travel without any sign of progress; they are granted
         SLOWEST_RATE. So a storage that is slow rather than stuck is waited for in the end.
         """
-        if len(self._samples) < PACE_MIN_SAMPLES:
-            base = PATIENCE_UNKNOWN_S
+        return (_patience(self._firsts) + silent_bytes / SLOWEST_RATE) * _growth(attempt)
+
+    def lull(self, attempt: int) -> float:
+        """The same for the silence in the midst of an answer."""
+        return _patience(self._lulls) * _growth(attempt)
+
+    def brief(self, attempt: int) -> float:
+        """The same for a request that costs next to nothing and may well be sent twice."""
+        if len(self._firsts) < HEDGE_MIN_SAMPLES:
+            return self.patience(attempt)
+        return min(self.patience(attempt), max(BRIEF_MIN_S, BRIEF_FACTOR * self._usual()) * _growth(attempt))
+
+    def overdue(self, started: float, waited: float) -> bool:
+        """Whether a silent request, sent at ``started``, is slower than most while others fare better.
+
+        Either one that was sent later is answered already, or it has waited twice as long as would do then:
+        when all are late at once, the link, the server or this process is slow, and more requests do not help.
+        """
+        if len(self._firsts) < HEDGE_MIN_SAMPLES:
+            return False
+        usual = self._usual()
+        return waited >= (usual if started < self._newest else 2.0 * usual)
+
+    def _usual(self) -> float:
+        """Seconds after which most requests have shown a sign of life."""
+        return max(self.p95(), HEDGE_FLOOR * self._firsts.quantile(0.5))
+
+
+class _Recent:
+    """The latest PACE_SAMPLES durations and their quantiles."""
+
+    __slots__ = ("_next", "_ordered", "_samples")
+
+    def __init__(self) -> None:
+        self._samples: list[float] = []
+        self._next = 0
+        self._ordered: list[float] | None = None
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def add(self, seconds: float) -> None:
+        if len(self._samples) < PACE_SAMPLES:
+            self._samples.append(seconds)
         else:
-            base = min(PATIENCE_MAX_S, max(PATIENCE_MIN_S, PATIENCE_FACTOR * self.p95()))
-        return (base + silent_bytes / SLOWEST_RATE) * PATIENCE_GROWTH ** min(attempt - 1, 32)
+            self._samples[self._next] = seconds
+            self._next = (self._next + 1) % PACE_SAMPLES
+        self._ordered = None
+
+    def quantile(self, share: float) -> float:
+        if self._ordered is None:
+            self._ordered = sorted(self._samples)
+        ordered = self._ordered
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else math.nan
+
+
+def _patience(recent: _Recent) -> float:
+    if len(recent) < PACE_MIN_SAMPLES:
+        return PATIENCE_UNKNOWN_S
+    return min(PATIENCE_MAX_S, max(PATIENCE_MIN_S, PATIENCE_FACTOR * recent.quantile(0.95)))
+
+
+def _growth(attempt: int) -> float:
+    return PATIENCE_GROWTH ** min(attempt - 1, 32)

@@ -11,7 +11,7 @@ import operator
 import os
 import weakref
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,7 +36,7 @@ from lazystore.streaming.opening import (
 from lazystore.streaming.order import Shape
 from lazystore.streaming.prefetch import RouteFeed
 from lazystore.streaming.session import Session, fingerprint, order_kind
-from lazystore.streaming.subset import Selection, subsample, subset
+from lazystore.streaming.subset import Selection, split, subsample, subset
 from lazystore.streaming.torch_kind import TorchKind
 from lazystore.streaming.topology import worker
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from lazystore.fetch.source import Source
     from lazystore.streaming.batches import Batches
 
-__all__ = ["StreamingDataset"]
+__all__ = ["StreamingDataset", "train_test_split"]
 
 #: A dataset whose bytes are this share of the arena stays resident as a whole.
 FITS_SHARE = 0.85
@@ -157,7 +157,7 @@ class StreamingDataset(TorchKind):
         self._selection = selection
         self._session = Session(
             shape,
-            fingerprint(self._index, shape),
+            fingerprint(self._index, self._counts, selection),
             kind=order_kind(arguments["shuffle"], arguments["order"]),
             budget=self._budget,
             world_size=arguments["world_size"],
@@ -225,12 +225,26 @@ class StreamingDataset(TorchKind):
         """
         return self._walk()[0]
 
-    def _walk(self) -> tuple[Walk, int]:
+    def iter_from(self, start: int, worker: int | None = None) -> Iterator[Any]:
+        """Like ``iter(ds)`` without its first ``start`` items, which are not read. Cost: that of resuming.
+
+        Parameters:
+            worker: whose part of the epoch it is, among this loader's workers; None: this process' own.
+        """
+        if start < 0:
+            raise ConfigError(f"start={start} is not a number of items")
+        return self._walk(start, worker)[0]
+
+    def reader_length(self, worker: int, workers: int) -> int:
+        """Items that one worker of ``workers`` (0, 1: none) of this rank yields from the present position on."""
+        return self._session.reader_length(worker, workers)
+
+    def _walk(self, start: int = 0, reader: int | None = None) -> tuple[Walk, int]:
         self._share_budget()
-        route, progress = self._session.begin()
+        route, progress = self._session.begin(start, reader)
         memory = self._memory
         shape = self._session.shape
-        legs = route.legs()
+        legs = route.legs(min(start, route.length))
         arena = memory.store.n_frames * memory.store.frame_bytes
         shared = not self._index.compression and sum(self._index.hints) <= arena * FITS_SHARE
         if self._selection is not None:
@@ -240,7 +254,7 @@ class StreamingDataset(TorchKind):
         feed = RouteFeed(memory, legs, shape, shared=shared)
         walk = Walk(self._reader, feed, progress)
         weakref.finalize(walk, feed.close)
-        return walk, route.length
+        return walk, max(0, route.length - start)
 
     def batches(
         self, batch_size: int, collate: str | Callable[[list[Any]], Any] = "numpy", *, drop_last: bool = False
@@ -260,6 +274,16 @@ class StreamingDataset(TorchKind):
         return Batches(walk, sink, batch_size, drop_last, finish, items=items)
 
     # -- epochs and state ---------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among ``world_size`` that share an epoch."""
+        return self._session.rank
+
+    @property
+    def world_size(self) -> int:
+        """Processes that share an epoch."""
+        return self._session.world_size
 
     @property
     def epoch(self) -> int:
@@ -405,6 +429,22 @@ class StreamingDataset(TorchKind):
             f"<{type(self).__name__} {self._memory.source.url}: {self.total} items in {len(self._index.names)} chunks "
             f"of ({', '.join(map(str, self._plan.names))}), {self._budget / 1e6:.0f} MB budget{closed}>"
         )
+
+
+def train_test_split(
+    dataset: StreamingDataset, splits: Sequence[float], seed: int = 42, shuffle: bool = True
+) -> list[StreamingDataset]:
+    """Disjoint parts of a dataset, which share its memory and live as long as it.
+
+    Parameters:
+        splits: shares in 0..1 that sum to at most 1; each part is within one item of exact.
+        seed, shuffle: permute the chunks first, so that a part is not just the beginning.
+
+    Raises:
+        ConfigError: shares that are no such numbers.
+    """
+    parts = split(dataset._everything(), splits, seed=seed, shuffle=shuffle)
+    return [dataset._selected(part) for part in parts]
 
 
 def _rebuild(

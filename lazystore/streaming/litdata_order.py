@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from lazystore.errors import ConfigError
-from lazystore.streaming.order import Group, ListLeg, Span, WindowLeg
+from lazystore.streaming.order import MAX_LEG, UNKNOWN_ITEM_BYTES, Group, ListLeg, Span, WindowLeg, check_bounds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LITDATA_KINDS", "litdata_length", "litdata_route"]
 
-#: What a leg holds at most: its items are in memory as numbers, four bytes each (eight one by one).
-LEG_ITEMS = 32768
+#: Items of a leg that are fetched one by one.
 LIST_ITEMS = 4096
 #: A leg made of many small blocks: each is a range to fetch.
 LEG_BLOCKS = 64
@@ -214,17 +213,20 @@ class LitDataRoute:
     firsts: array[int]  # numbers in the chunk: the part is firsts[i]..lasts[i]-1
     lasts: array[int]
     bases: array[int]  # global number of the chunk's item 0
-    nbytes: array[int]  # of the part; 0 unknown
+    nbytes: array[int]  # of the part
     ends: array[int]  # position in the route where the part ends
 
     @property
     def length(self) -> int:
+        """Items of the route."""
         return self.ends[-1] if self.ends else 0
 
     def legs(self, start: int = 0, stop: int | None = None) -> Iterator[Leg]:
-        """Positions start..stop-1 in legs; holds the numbers of one chunk part at a time (12 bytes an item)."""
-        stop = self.length if stop is None else min(stop, self.length)
-        start = max(start, 0)
+        """See :meth:`Route.legs`; holds the numbers of one chunk part at a time (12 bytes an item)."""
+        end = check_bounds(start, stop, self.length)
+        return self._legs(start, end)
+
+    def _legs(self, start: int, stop: int) -> Iterator[Leg]:
         part = bisect_right(self.ends, start)
         while start < stop:
             origin = self.ends[part - 1] if part else 0
@@ -238,11 +240,11 @@ class LitDataRoute:
         rules, nbytes, count = _RULES[self.kind], self.nbytes[part], span.last - span.first
         block = rules.block or count
         numbers, blocks = self._drawn(part, span, block)
-        if 0 < nbytes <= self.fits:
+        if nbytes <= self.fits:
             return _whole_legs(span, numbers, start, stop)
         block_bytes = -(-nbytes * min(block, count) // count)
-        if 0 < block_bytes <= self.fits:
-            together = min(max(1, self.block_bytes // block_bytes), LEG_BLOCKS)
+        if block_bytes <= self.fits:
+            together = min(max(1, min(self.block_bytes, self.fits) // block_bytes), LEG_BLOCKS)
             return _block_legs(span, numbers, blocks, block, together, start, stop)
         return _list_legs(self.bases[part], numbers, start, stop)
 
@@ -270,8 +272,10 @@ def _route(spec: OrderSpec, shape: Shape, epoch: int, parts: _Parts) -> LitDataR
 
     counts = np.asarray(shape.counts, dtype=np.int64)
     lengths = parts.lasts - parts.firsts
-    nbytes = np.asarray(shape.nbytes, dtype=np.int64)[parts.chunks]
-    bases = np.cumsum(counts)[parts.chunks] - counts[parts.chunks]
+    held = counts[parts.chunks]
+    stored = np.asarray(shape.nbytes, dtype=np.int64)[parts.chunks]
+    stored = np.where(stored > 0, stored, held * UNKNOWN_ITEM_BYTES)
+    bases = np.cumsum(counts)[parts.chunks] - held
     return LitDataRoute(
         kind=spec.kind,
         seed=spec.seed,
@@ -283,15 +287,15 @@ def _route(spec: OrderSpec, shape: Shape, epoch: int, parts: _Parts) -> LitDataR
         firsts=_packed("q", parts.firsts),
         lasts=_packed("q", parts.lasts),
         bases=_packed("q", bases),
-        nbytes=_packed("q", np.ceil(nbytes * (lengths / counts[parts.chunks])).astype(np.int64)),
+        nbytes=_packed("q", np.ceil(stored * (lengths / held)).astype(np.int64)),
         ends=_packed("q", np.cumsum(lengths)),
     )
 
 
 def _whole_legs(span: Span, numbers: NDArray[np.uint32], start: int, stop: int) -> Iterator[Leg]:
     """One span under all legs: entered by the first, left after the last."""
-    for at in range(start, stop, LEG_ITEMS):
-        end = min(at + LEG_ITEMS, stop)
+    for at in range(start, stop, MAX_LEG):
+        end = min(at + MAX_LEG, stop)
         yield WindowLeg(
             enter=(span,) if at == start else (),
             leave=(span,) if end == stop else (),

@@ -52,7 +52,7 @@ def in_flight_bytes(budget: int) -> int:
 
 def smallest_budget(*, local: bool, compressed: bool) -> int:
     """The least budget a dataset can be opened with."""
-    return (MIN_BYTES + (0 if local else BODY_COPIES * MIN_IN_FLIGHT)) * (2 if compressed else 1) * 9 // 8
+    return (MIN_BYTES + (0 if local else BODY_COPIES * MIN_IN_FLIGHT)) * (2 if compressed else 1)
 
 
 def config_of(
@@ -102,7 +102,7 @@ def make_memory(source: Source, index: LitDataIndex, config: StreamingConfig, bu
     """The arena gets what is left of the budget after requests in flight and inflation."""
     compressed = bool(index.compression)
     window = min(max(budget // WINDOW_SHARE, min(MIN_WINDOW, budget // 2)), MAX_WINDOW) if compressed else 0
-    tables = budget // TABLES_SHARE
+    tables = budget // TABLES_SHARE if budget >= MIB else 0
     reserved = window + tables + (0 if source.local else BODY_COPIES * in_flight_bytes(budget))
     smallest = smallest_budget(local=source.local, compressed=compressed)
     if budget < smallest or budget - reserved < MIN_BYTES:

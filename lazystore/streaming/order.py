@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from lazystore._core.permute import Permutation, derive_key
@@ -132,15 +132,13 @@ class Shape:
 
     counts: Sequence[int]
     nbytes: Sequence[int]
+    #: Items of the dataset; readers of many other readers' lengths ask often.
+    total: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.counts) != len(self.nbytes):
             raise ConfigError(f"{len(self.counts)} chunks have item counts, {len(self.nbytes)} have sizes")
-
-    @property
-    def total(self) -> int:
-        """Items of the dataset."""
-        return sum(self.counts)
+        object.__setattr__(self, "total", sum(self.counts))
 
     @property
     def item_bytes(self) -> int:

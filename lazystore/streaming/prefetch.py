@@ -7,7 +7,7 @@ all of it happens when the next leg is asked for, and the storage client works i
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ BLOCK_FILL = 0.9
 MIN_BLOCK = 16 * 1024
 #: Frames no load may take: for the reads of others and what does not go as planned.
 SPARE_FRAMES = 4
+#: Legs looked at ahead, however little their spans take.
+MAX_LEGS = 256
 #: Loads beyond those that have frames, so that their offsets are known when frames come free.
 TABLES_AHEAD = 8
 
@@ -65,7 +67,9 @@ class RouteFeed:
         self._shared = shared
         self._limit = max(1, memory.store.n_frames - SPARE_FRAMES)
         self._ahead: deque[Leg] = deque()
-        self._loads: OrderedDict[Span, SlabLoad] = OrderedDict()
+        self._coming: dict[Span, SlabLoad] = {}  # in the order of need
+        self._ready: dict[Span, SlabLoad] = {}
+        self._held = 0  # frames of those that are ready
         self._loose: set[Span] = set()
         self._present: Leg | None = None
         self._scan: ReadAhead | None = None
@@ -100,9 +104,10 @@ class RouteFeed:
         """Cancel what is under way, let every frame go, join the worker thread. Twice is fine."""
         self._ended = True
         self._ahead.clear()
-        for load in self._loads.values():
+        for load in (*self._coming.values(), *self._ready.values()):
             load.close()
-        self._loads.clear()
+        self._coming.clear()
+        self._ready.clear()
         if self._scan is not None:
             self._scan.close()
         if self._worker is not None:
@@ -116,9 +121,12 @@ class RouteFeed:
         if isinstance(self._present, WindowLeg):
             for span in self._present.leave:
                 self._loose.discard(span)
-                load = self._loads.pop(span, None)
-                if load is not None:
+                if span in self._ready:
+                    load = self._ready.pop(span)
+                    self._held -= load.frames
                     load.close()
+                elif span in self._coming:
+                    self._coming.pop(span).close()
         if self._scan is not None and isinstance(self._present, RangeLeg):
             self._scan.close()
             self._scan = None
@@ -134,17 +142,19 @@ class RouteFeed:
             self._ahead.append(leg)
             if isinstance(leg, WindowLeg):
                 for span in leg.enter:
-                    if span not in self._loads:
-                        self._loads[span] = self._load(span)
+                    if span not in self._ready and span not in self._coming:
+                        self._coming[span] = self._load(span)
 
     def _wants_more(self) -> bool:
         if not self._ahead:
             return True
         if not isinstance(self._ahead[-1], WindowLeg):
             return isinstance(self._ahead[-1], ListLeg) and len(self._ahead) < 2
-        frames = sum(load.frames for load in self._loads.values())
-        waiting = sum(1 for load in self._loads.values() if not load.granted)
-        return frames < self._limit or waiting < TABLES_AHEAD
+        frames, waiting = self._held, 0
+        for load in self._coming.values():
+            frames += load.frames
+            waiting += not load.granted
+        return len(self._ahead) < MAX_LEGS and (frames < self._limit or waiting < TABLES_AHEAD)
 
     def _load(self, span: Span) -> SlabLoad:
         nbytes = self._shape.nbytes[span.chunk] * (span.last - span.first) // max(1, self._shape.counts[span.chunk])
@@ -153,85 +163,95 @@ class RouteFeed:
     # -- window legs --------------------------------------------------------------------
 
     def _window(self, leg: WindowLeg) -> tuple[Any, ...]:
-        needed = [span for span in dict.fromkeys(group.span for group in leg.groups) if span not in self._loose]
-        for span in needed:
-            if span not in self._loads:
-                self._loads[span] = self._load(span)  # it was given up to make room, or failed before
-        self._await(needed)
+        ready, loose = self._ready, self._loose
+        needed = [span for span, _ in leg.groups if span not in ready and span not in loose]
+        self._await(dict.fromkeys(needed), {span for span, _ in leg.groups})
         groups: list[tuple[int, Any, Any]] = []
-        for group in leg.groups:
-            if group.span in self._loose:
-                groups.append((group.span.chunk, self._alone(group.span.chunk, group.numbers), group.numbers))
-            else:
-                groups.append((group.span.chunk, self._loads[group.span].slab, group.numbers))
+        for span, numbers in leg.groups:
+            where = self._alone(span.chunk, numbers) if span in loose else ready[span].slab
+            groups.append((span.chunk, where, numbers))
         return ("slabs", groups, leg.places, leg.skip, len(leg.places))
 
-    def _await(self, needed: Sequence[Span]) -> None:
-        """Return when the spans are in memory; everything else ahead goes on meanwhile."""
+    def _await(self, needed: dict[Span, None], present: set[Span]) -> None:
+        """Return when the spans are in memory; everything else ahead goes on meanwhile.
+
+        Parameters:
+            needed: the spans to wait for.
+            present: all spans of the leg, which must not be given up to make room for them.
+        """
         memory = self._memory
         deadline = Deadline(memory.timeout)
         for span in needed:
-            self._loads[span].wanted = self._loads[span].granted = True
+            if span not in self._coming:
+                self._coming[span] = self._load(span)  # it was given up to make room, or failed before
+            self._coming[span].wanted = self._coming[span].granted = True
         while True:
             seen = memory.arrivals.count
             memory.settle()
-            missing = [span for span in needed if span not in self._loose and not self._pump(span)]
+            missing = [span for span in needed if span in self._coming and not self._pump(span)]
             self._pump_ahead()
             if not missing:
                 return
-            if self._wants_room(missing):
-                self._make_room(missing)
+            if any(self._coming[span].stuck for span in missing):
+                self._make_room(missing, present)
                 continue
             if deadline.passed():
                 raise FetchTimeoutError(
-                    f"{memory.place(missing[0].chunk, missing[0].first)} was not resident after {deadline.timeout:g} s; "
-                    "the storage is too slow, or others keep every frame busy",
+                    f"{memory.place(missing[0].chunk, missing[0].first)} was not resident after "
+                    f"{deadline.timeout:g} s; the storage is too slow, or others keep every frame busy",
                     url=memory.source.url, elapsed=deadline.timeout,
                 )  # fmt: skip
             memory.arrivals.wait(deadline, seen)
 
     def _pump(self, span: Span) -> bool:
         """Go on with a span that is needed now; one failed attempt made ahead of time is not its last."""
-        load = self._loads[span]
+        load = self._coming[span]
         try:
-            return load.pump()
+            if load.error is None:
+                return self._advance(span, load)
         except LazyStoreError:
-            del self._loads[span]
-            load.close()
             if load.retried:
+                del self._coming[span]
+                load.close()
                 raise
-            self._loads[span] = again = self._load(span)
-            again.retried = again.wanted = again.granted = True
-            return again.pump()
+        load.close()
+        self._coming[span] = again = self._load(span)
+        again.retried = again.wanted = again.granted = True
+        return self._advance(span, again)
+
+    def _advance(self, span: Span, load: SlabLoad) -> bool:
+        if not load.pump():
+            return False
+        del self._coming[span]
+        self._ready[span] = load
+        self._held += load.frames
+        return True
 
     def _pump_ahead(self) -> None:
         """Go on with what is not needed yet, in the order of need, as far as the frames go."""
-        used = 0
-        for load in self._loads.values():
+        used = self._held
+        for span, load in list(self._coming.items()):
             used += load.frames
-            if load.wanted:
+            if load.wanted or load.error is not None:
                 continue
             load.granted = load.granted or used <= self._limit
-            if load.error is None:
-                try:
-                    load.pump()
-                except LazyStoreError as error:
-                    load.error = error.with_traceback(None)  # met, or cured, when the span is needed
+            try:
+                self._advance(span, load)
+            except LazyStoreError as error:
+                load.error = error.with_traceback(None)  # met, or cured, when the span is needed
 
-    def _wants_room(self, missing: Sequence[Span]) -> bool:
-        """Whether a needed load can go on only once somebody gives frames back."""
-        return any(self._loads[span].stuck for span in missing)
-
-    def _make_room(self, missing: Sequence[Span]) -> None:
-        """Give up the farthest of what was fetched ahead; when there is none, read a span's items one by one."""
-        for span in reversed(self._loads):
-            load = self._loads[span]
-            if load.granted and not load.wanted:
+    def _make_room(self, missing: Sequence[Span], present: set[Span]) -> None:
+        """Give up what this leg does not need, the latest first; when there is none, read a span's items one by one."""
+        for span in (*reversed(self._coming), *reversed(self._ready)):
+            load = self._coming.get(span) or self._ready[span]
+            if load.granted and span not in present:
                 load.close()
-                self._loads[span] = self._load(span)
+                if self._ready.pop(span, None) is not None:
+                    self._held -= load.frames
+                self._coming[span] = self._load(span)
                 return
-        span = next(span for span in missing if self._loads[span].stuck)
-        self._loads.pop(span).close()
+        span = next(span for span in missing if self._coming[span].stuck)
+        self._coming.pop(span).close()
         self._memory.count_fallback(span.chunk, ArenaFullError(self._memory.store.full_message()))
         self._loose.add(span)
 
@@ -269,4 +289,4 @@ class RouteFeed:
         return ("range", ItemIterator(self._memory.reader, leg.first, leg.last, self._scan))
 
     def __repr__(self) -> str:
-        return f"<RouteFeed, {len(self._ahead)} legs and {len(self._loads)} spans ahead>"
+        return f"<RouteFeed, {len(self._ahead)} legs and {len(self._coming)} spans ahead>"

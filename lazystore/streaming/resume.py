@@ -63,14 +63,17 @@ class Run(NamedTuple):
     batch_size: int
     yielded: int
 
+    def matches(self, topology: Topology) -> bool:
+        """Whether ``topology`` is of a reader of this run."""
+        return self[:3] == (topology.world, topology.workers, topology.batch_size)
+
     def goes_on(self, topology: Topology) -> bool:
         """Whether a reader of ``topology`` takes up this run where it stopped.
 
         Workers can only at the end of a batch: a loader's next batch of a worker is a whole one. Inside a batch what
         is left is cut anew, as for another topology.
         """
-        same = self[:3] == (topology.world, topology.workers, topology.batch_size)
-        return same and (self.workers == 1 or self.yielded % self.batch_size == 0)
+        return self.matches(topology) and (self.workers == 1 or self.yielded % self.batch_size == 0)
 
 
 class WorkerMark(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from array import array
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from lazystore.streaming.topology import detect, worker
 
 if TYPE_CHECKING:
     from lazystore.formats.litdata import LitDataIndex
+    from lazystore.streaming.subset import Selection
 
 __all__ = ["ORDERS", "Session", "fingerprint", "order_kind"]
 
@@ -52,13 +54,13 @@ def order_kind(shuffle: object, order: str | None) -> str:
     return SHUFFLES[shuffle]
 
 
-def fingerprint(index: LitDataIndex, shape: Shape) -> str:
+def fingerprint(index: LitDataIndex, counts: array[int], selection: Selection | None) -> str:
     """16 hex digits that tell this version of a dataset, or this selection of it, from others; not where it lies."""
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(repr((index.tags, index.data_spec, index.updated_at, len(index.counts))).encode())
-    digest.update(memoryview(index.counts))
-    digest.update(repr((len(shape.counts), sum(shape.counts[:1]))).encode())
-    digest.update(memoryview(shape.counts) if hasattr(shape.counts, "typecode") else repr(list(shape.counts)).encode())
+    digest.update(repr((index.tags, index.data_spec, index.updated_at, len(counts))).encode())
+    digest.update(memoryview(counts))
+    if selection is not None:
+        digest.update(selection.digest())
     return digest.hexdigest()
 
 
@@ -129,14 +131,26 @@ class Session:
         reader = Topology(self._rank, self._world, 0, 1, self._batch_size)
         return shard_length(self.spec(1), self.shape, reader, self.epoch)
 
-    def begin(self) -> tuple[Remainder, Progress]:
-        """Start a pass: its route, and what counts its items."""
+    def begin(self, start: int = 0, reader: int | None = None) -> tuple[Remainder, Progress]:
+        """Start a pass: its route, and what counts its items.
+
+        Parameters:
+            start: items of the route that are left out.
+            reader: the worker whose part it is; None: this process' own.
+        """
         topology = self.topology()
+        if reader is not None:
+            topology = dataclasses.replace(topology, worker=reader)
         position = self._base(topology.workers)
         route = remaining_route(position, self.shape, topology)
-        self._progress = Progress()
+        self._progress = Progress(start)
         self._pass = (position, topology, route.taken)
         return route, self._progress
+
+    def reader_length(self, reader: int, workers: int) -> int:
+        """Items left of the epoch for one worker of so many on this rank."""
+        topology = Topology(self._rank, self._world, reader, max(1, workers), self._batch_size)
+        return remaining_route(self._base(topology.workers), self.shape, topology).length
 
     def _base(self, workers: int) -> Position:
         """Where the present epoch was entered."""
@@ -152,6 +166,14 @@ class Session:
             self._pass = None
             self._loaded = None
             self._epoch += 1
+
+    @property
+    def rank(self) -> int:
+        return self._rank
+
+    @property
+    def world_size(self) -> int:
+        return self._world
 
     # -- epochs -------------------------------------------------------------------------
 

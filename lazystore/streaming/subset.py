@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import index as as_int
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ SHORT_RUN = 16
 LIST_ITEMS = 4096
 
 #: NumPy's legacy generator takes numbers of 32 bits.
-MAX_SEED = 2**32 - 1
+WORD = 2**32
 
 #: What sums of fractions may be off by.
 EPSILON = 1e-9
@@ -124,19 +125,24 @@ class Selection:
 
     def _numbers(self, group: Group) -> array[int]:
         first = self.firsts[group.span.chunk]
-        return group.numbers if first == 0 else array("I", [first + number for number in group.numbers])
+        if first == 0:
+            return group.numbers
+        import numpy as np
+
+        return array("I", (np.frombuffer(group.numbers, dtype=np.uint32) + np.uint32(first)).tobytes())
 
     def _ranges(self, leg: RangeLeg, starts: Sequence[int]) -> Iterator[Leg]:
         """Runs that follow on from each other are one range; stretches of short ones are lists."""
         few = array("q")
         for first, last in self._joined(leg, starts):
-            if last - first < SHORT_RUN and last - first + len(few) <= LIST_ITEMS:
-                few.extend(range(first, last))
-                continue
-            if few:
+            short = last - first < SHORT_RUN
+            if few and (not short or len(few) + last - first > LIST_ITEMS):
                 yield ListLeg(few)
                 few = array("q")
-            yield RangeLeg(first, last)
+            if short:
+                few.extend(range(first, last))
+            else:
+                yield RangeLeg(first, last)
         if few:
             yield ListLeg(few)
 
@@ -165,7 +171,7 @@ def subsample(selection: Selection, fraction: float, *, shuffle: bool = False, s
         selection: of which.
         fraction: above 0. Whole copies for each 1.0 in it, then the first int(items * rest) items.
         shuffle: permute the runs (chunks) before each copy and before the rest is taken.
-        seed: of that permutation, 0..2**32-1.
+        seed: of that permutation, 0..2**64-1 (LitData's: below 2**32).
 
     Raises:
         ConfigError: the fraction is not a finite number above 0, or the seed out of range.
@@ -196,14 +202,14 @@ def split(selection: Selection, splits: Sequence[float], *, seed: int = 42, shuf
     Parameters:
         selection: what to split.
         splits: shares in 0..1 that sum to at most 1.
-        seed: of the permutation of runs, 0..2**32-1.
+        seed: of the permutation of runs, 0..2**64-1 (LitData's: below 2**32).
         shuffle: whether to permute them at all.
 
     Raises:
         ConfigError: shares that are no such numbers, or a seed out of range.
     """
     shares = [_share(value) for value in splits]
-    bounds = [Fraction(0), *accumulate(shares)]
+    bounds: list[Fraction] = list(accumulate(shares, initial=Fraction(0)))
     if not shares or bounds[-1] > 1 + EPSILON:
         raise ConfigError(f"splits={list(splits)!r} sum to {float(bounds[-1]):g}; give shares that sum to at most 1")
     if bounds[-1] > 1 - EPSILON:
@@ -211,8 +217,8 @@ def split(selection: Selection, splits: Sequence[float], *, seed: int = 42, shuf
     if shuffle:
         selection = _reordered(selection, _draws(seed).permutation(len(selection.ends)).tolist())
     length = len(selection)
-    places = [int(length * min(bound, 1)) for bound in bounds]
-    return [_stretch(selection, begin, end) for begin, end in zip(places, places[1:], strict=False)]
+    places = [int(length * min(bound, Fraction(1))) for bound in bounds]
+    return [_stretch(selection, begin, end) for begin, end in pairwise(places)]
 
 
 def subset(selection: Selection, indices: Sequence[int] | slice) -> Selection:
@@ -250,9 +256,10 @@ def _share(value: float) -> Fraction:
 def _draws(seed: int) -> np.random.RandomState:
     import numpy as np
 
-    if not 0 <= as_int(seed) <= MAX_SEED:
-        raise ConfigError(f"seed={seed} cannot seed the permutation of chunks; give one of 0..{MAX_SEED}")
-    return np.random.RandomState([seed])
+    if not 0 <= as_int(seed) < WORD**2:
+        raise ConfigError(f"seed={seed} is not in 0 .. 2**64 - 1")
+    high, low = divmod(seed, WORD)
+    return np.random.RandomState([low, high] if high else [low])
 
 
 def _reordered(selection: Selection, order: list[int]) -> Selection:
@@ -325,8 +332,6 @@ def _runs(selection: Selection, positions: NDArray[np.int64]) -> Selection:
 
 
 def _little_endian(column: array[int]) -> bytes:
-    import sys
-
     if sys.byteorder == "big":
         column = column[:]
         column.byteswap()

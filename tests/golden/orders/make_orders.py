@@ -1,6 +1,6 @@
 """Writes the golden sample orders: run with the Python of an installation of LitData.
 
-    python make_orders.py helpers OUT.json      # the shuffler class of LitData over made-up chunk lists
+    python make_orders.py shuffles OUT.json     # the shuffler class of LitData over made-up chunk lists
     python make_orders.py datasets OUT.json     # StreamingDataset over datasets written by LitData's optimize()
     python make_orders.py subsets OUT.json      # subsample, train_test_split and subset
 
@@ -74,7 +74,7 @@ def case(name, shuffle=True, **options):
     return {**record, "orders": orders} if name in PRINTED else {**record, "sha256": digest(orders)}
 
 
-def helpers():
+def shuffles():
     cases = []
     for name in SIZES:
         for world in (1, 2, 3, 4):
@@ -92,6 +92,10 @@ def helpers():
         cases += [
             case("eight", world=4, nodes=2, workers=2, batch=2, drop_last=False, epoch=epoch, max_cache_size=60)
             for epoch in (1, 2, 3)
+        ]
+        cases += [  # one of these is just the largest share
+            case("eight", world=4, nodes=2, workers=1, batch=1, drop_last=True, epoch=2, max_cache_size=size)
+            for size in range(170, 270, 10)
         ]
     cases += [
         case("blocks", world=2, nodes=1, workers=2, batch=4, drop_last=False, epoch=2, seed=seed)
@@ -176,7 +180,7 @@ def subsets():
 
 if __name__ == "__main__":
     what, out = sys.argv[1:]
-    made = {"helpers": helpers, "datasets": datasets, "subsets": subsets}[what]()
+    made = {"shuffles": shuffles, "datasets": datasets, "subsets": subsets}[what]()
     made = {"litdata": __version__, "numpy": np.__version__, "seed": SEED, **made}
     cases = made.pop("cases")
     with open(out, "w") as file:

@@ -279,6 +279,15 @@ def test_sizes_that_do_not_add_up_are_refused(item: bytes, op: Any) -> None:
         sink.take_batch()
 
 
+@pytest.mark.parametrize("size", [3, 6, 2**31, 2**32 - 1])
+def test_no_leaf_sees_bytes_after_its_item(size: int) -> None:
+    seen: list[bytes] = []
+    sink = ColumnSink(flat(("call", seen.append)), 2)
+    with pytest.raises(FormatError, match="add up"):
+        sink.add_bytes(memoryview(struct.pack("<I", size) + b"abcdefgh")[:6])
+    assert seen == []
+
+
 def test_an_item_that_fails_leaves_every_column_as_it_was() -> None:
     sink = ColumnSink(flat("bytes", FLOAT32, "ndarray", "int", "str"), 8)
     bad = [

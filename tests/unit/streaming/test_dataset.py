@@ -369,17 +369,6 @@ def test_iterators_and_parts_of_a_dataset_refuse_to_be_pickled(dataset: Streamin
 # -- arguments ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [{"shuffle": True}, {"subsample": 0.5}, {"subsample": 2.0}, {"drop_last": True}],
-    ids=lambda arguments: next(iter(arguments)),
-)
-def test_arguments_for_later_versions_are_refused_by_name(folder: Path, arguments: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError, match=next(iter(arguments))) as raised:
-        StreamingDataset(folder, **arguments)
-    assert isinstance(raised.value, NotImplementedError)
-
-
 def test_arguments_that_change_nothing_are_taken(folder: Path) -> None:
     with StreamingDataset(
         folder, subsample=1.0, shuffle=False, seed=7, drop_last=False, serializers={}, storage_options={},

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazystore.errors import ConfigError
+from lazystore.errors import ConfigError, ItemIndexError
 from lazystore.streaming.litdata_order import LITDATA_KINDS, litdata_length, litdata_route
-from lazystore.streaming.order import ListLeg, OrderSpec, RangeLeg, Shape, Topology, WindowLeg
+from lazystore.streaming.order import ListLeg, OrderSpec, RangeLeg, Shape, Topology, WindowLeg, make_route, shard_length
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "orders"
 ITEM_BYTES = 10
@@ -26,7 +26,7 @@ ROOM = {"whole": 1 << 24, "blocks": 2 * 256 * ITEM_BYTES + 2, "none": 2}
 
 
 def spec_of(kind: str, room: str = "whole", *, seed: int = 42, drop_last: bool = False) -> OrderSpec:
-    return OrderSpec(kind, seed, ROOM[room], ROOM[room] // 4, drop_last)
+    return OrderSpec(kind, seed, ROOM[room], max(1, ROOM[room] // 4), drop_last)
 
 
 def shape_of(sizes: list[int]) -> Shape:
@@ -120,9 +120,14 @@ def test_only_what_is_too_large_for_its_room_comes_one_by_one() -> None:
     assert kinds["litdata-0.2.70", "blocks"] == {ListLeg}  # a full permutation has no blocks
 
 
-def test_a_chunk_of_unknown_size_is_never_held() -> None:
-    route = litdata_route(spec_of("litdata"), Shape([9], [0]), Topology(), 1)
-    assert [type(leg) for leg in route.legs()] == [ListLeg]
+def test_a_chunk_of_unknown_size_is_taken_for_a_large_one() -> None:
+    unknown = {
+        count: litdata_route(spec_of("litdata-0.2.70"), Shape([count], [0]), Topology(), 1) for count in (9, 9999)
+    }
+    assert {count: {type(leg) for leg in route.legs()} for count, route in unknown.items()} == {
+        9: {WindowLeg},
+        9999: {ListLeg},
+    }
 
 
 @given(
@@ -140,7 +145,7 @@ def test_any_stretch_of_the_route_is_that_stretch_of_the_whole(
     route = litdata_route(spec_of(kind, room), shape, Topology(worker=worker, workers=workers, batch_size=2), 1)
     whole = emitted(route.legs(), shape)
     start = data.draw(st.integers(0, len(whole)))
-    stop = data.draw(st.one_of(st.none(), st.integers(start, len(whole) + 2)))
+    stop = data.draw(st.one_of(st.none(), st.integers(start, len(whole))))
     assert emitted(route.legs(start, stop), shape) == whole[start:stop]
 
 
@@ -161,6 +166,20 @@ def test_items_lie_in_spans_that_are_resident_and_every_span_is_left(kind: str, 
         assert set(leg.leave) <= resident
         resident -= set(leg.leave)
     assert not resident
+
+
+@pytest.mark.parametrize("room", [10, 300])
+@pytest.mark.parametrize("block_bytes", [1, 9000, 1 << 40])
+def test_a_leg_of_blocks_holds_no_more_than_a_leg_may(block_bytes: int, room: int) -> None:
+    window = 2 * room * 256 * ITEM_BYTES
+    route = litdata_route(OrderSpec("litdata", 42, window, block_bytes, False), shape_of([100_000]), Topology(), 1)
+    legs = list(route.legs())
+    assert len(legs) > 1
+    for leg in legs:
+        assert isinstance(leg, WindowLeg)
+        assert 0 < len(leg) <= 32768
+        held = sum((span.last - span.first) * ITEM_BYTES for span in leg.enter)
+        assert held <= min(max(block_bytes, 256 * ITEM_BYTES), window // 2)
 
 
 def test_a_walk_of_blocks_fetches_each_span_once() -> None:
@@ -215,7 +234,21 @@ def test_a_hundred_thousand_chunks_are_shared_out_among_64_readers() -> None:
     assert sum(count > 0 for count in counts) <= visited <= sum(count > 0 for count in counts) + 63
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize(("start", "stop"), [(-1, None), (5, 4), (0, 12), (12, None)])
+def test_positions_that_the_route_does_not_have_are_refused(start: int, stop: int | None) -> None:
+    with pytest.raises(ItemIndexError):
+        litdata_route(spec_of("litdata"), shape_of([4, 7]), Topology(), 1).legs(start, stop)
+
+
+def test_the_orders_are_had_by_name() -> None:
+    shape = shape_of(SIZES)
+    for kind in LITDATA_KINDS:
+        route = make_route(spec_of(kind), shape, Topology(), 2)
+        assert emitted(route.legs(), shape) == emitted(litdata_route(spec_of(kind), shape, Topology(), 2).legs(), shape)
+        assert shard_length(spec_of(kind), shape, Topology(), 2) == route.length
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**64 - 1])
 def test_a_seed_numpy_does_not_take_is_refused(seed: int) -> None:
     with pytest.raises(ConfigError, match="seed"):
         litdata_route(spec_of("litdata", seed=seed), shape_of([3]), Topology(), 1)
@@ -226,6 +259,6 @@ def test_nodes_that_do_not_divide_the_world_are_refused() -> None:
         litdata_length(spec_of("litdata"), shape_of([3]), Topology(world=3), 2, nodes=2)
 
 
-def test_another_kind_is_refused_with_the_kinds_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"litdata-0\.2\.70"):
-        litdata_route(spec_of("litdata-0.1"), shape_of([3]), Topology(), 1)
+def test_an_order_of_our_own_is_none_of_litdatas() -> None:
+    with pytest.raises(ConfigError, match=r"'window'.*litdata-0\.2\.70"):
+        litdata_route(spec_of("window"), shape_of([3]), Topology(), 1)
