@@ -69,7 +69,7 @@ class Data:
     """The folder with all datasets of one profile.
 
     Args:
-        root: folder outside the repository; about 7 GB for the full profile.
+        root: folder outside the repository; about 10 GB for the full profile.
         profile: "full" or "quick".
     """
 

@@ -134,7 +134,7 @@ def run_child(contender: Contender) -> dict[str, Any]:
             output.seek(0)
             said = output.read().decode(errors="replace")
         if not result_file.exists():
-            lines = said.strip().splitlines() or ["no output"]
+            lines = [line for line in said.splitlines() if any(map(str.isalnum, line))] or ["no output"]
             raise ContenderFailed(f"exit {process.returncode}: {lines[-1][:300]}\n{said[-4000:]}")
         result: dict[str, Any] = json.loads(result_file.read_text())
     if "missing" in result:
@@ -407,7 +407,7 @@ def data_folder(options: argparse.Namespace) -> str:
         return str(options.data)
     if options.quick:
         return os.path.join(tempfile.gettempdir(), "lazystore-bench")
-    raise SystemExit(f"give --data DIR or ${DATA_VARIABLE}: a folder with 8 GB of room, outside the repository")
+    raise SystemExit(f"give --data DIR or ${DATA_VARIABLE}: a folder with 16 GB of room, outside the repository")
 
 
 def rounds(options: argparse.Namespace) -> int:

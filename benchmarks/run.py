@@ -3,7 +3,7 @@
     python benchmarks/run.py                        small data, lazystore alone: a smoke test
     python benchmarks/run.py --data DIR --peers     the full data beside the other libraries
 
-Takes the arguments of the bench files; --json names a folder here. What is measured is in bench_*.py.
+Takes the arguments of the bench files; --json names a folder here. What is measured is in bench_*.py and compare/.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ BENCHES = (
     "bench_random",
     "bench_larger_than_memory",
     "bench_object_store",
+    "bench_epoch",
 )
+#: Needs the other libraries to say anything.
+PEER_BENCHES = ("compare",)
+HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
@@ -41,8 +45,9 @@ def main() -> int:
     if options.json:
         os.makedirs(options.json, exist_ok=True)
     status = 0
-    for bench in BENCHES:
-        command = [sys.executable, str(Path(__file__).with_name(f"{bench}.py")), *arguments]
+    for bench in BENCHES + (PEER_BENCHES if options.peers else ()):
+        folder = HERE / bench
+        command = [sys.executable, str(folder if folder.is_dir() else folder.with_suffix(".py")), *arguments]
         if options.json:
             command += ["--json", os.path.join(options.json, f"{bench}.json")]
         status = status or subprocess.run(command).returncode

@@ -75,8 +75,8 @@ LIBRARIES = (
     Library("WebDataset", "webdataset", "webdataset", frozenset(("passes", "shuffled", "epoch", "loader"))),
     Library("HF datasets, map", "hf", "hf"),
     Library("HF datasets, iterable", "hf_iterable", "parquet", frozenset(("passes", "shuffled", "epoch", "loader"))),
-    # ArrayRecord's published reader opens local files only.
-    Library("Grain, ArrayRecord", "grain", "array_record", LOCAL),
+    # ArrayRecord's published reader opens local files only, and crashes in forked workers.
+    Library("Grain, ArrayRecord", "grain", "array_record", LOCAL, start="spawn"),
     # Its DataLoader needs a dataset class of its own and batches of Arrow; its threads do not survive a fork.
     Library("Lance", "lance", "lance", LOCAL - {"loader"} | REMOTE),
 )
@@ -124,7 +124,7 @@ class Field:
             "library": library.opener,
             "kind": kind,
             "count": self.data.profile.counts[kind],
-            "memory": self.options.memory or self.data.profile.memory,
+            "memory": self.options.memory if distant else self.data.profile.memory,
             "scratch": self.scratch,
             "shuffle": False,
             "start": library.start,

@@ -33,8 +33,10 @@ ORDER_SEED = 7
 WARM_UP = 300
 #: Lookups between two looks at the clock.
 STEP = 100
-#: Batches between two looks at the memory of all processes.
-PSS_EVERY = 20
+#: Seconds of passes after which no other one is begun.
+ENOUGH_S = 15.0
+#: How often an epoch looks at the memory of all processes.
+LOOKS = 8
 perf_counter = time.perf_counter
 
 
@@ -93,7 +95,7 @@ def check(run: Run) -> None:
 
 
 def passes(run: Run) -> None:
-    """spec["passes"] whole passes over a local dataset that is open already."""
+    """spec["passes"] whole passes over a local dataset that is open already; one, if that takes long."""
     with _opener(run) as connect:
         _ready(run)
         opened = connect()
@@ -104,6 +106,8 @@ def passes(run: Run) -> None:
             seconds.append(perf_counter() - begin)
             cpu.append(time.process_time() - busy)
             _complete(run, count)
+            if sum(seconds) > ENOUGH_S:
+                break
         run.result.update(seconds=seconds, cpu_seconds=cpu, items=run.spec["count"])
         run.peak()
 
@@ -174,12 +178,16 @@ def warm(run: Run) -> None:
 
 
 def cold(run: Run) -> None:
-    """spec["lookups"] random ``rows[i]`` from the object store, none asked for before."""
+    """spec["lookups"] random ``rows[i]`` from the object store, none asked for before; item 0 opens the dataset."""
     order = _order(run.spec)
     with _opener(run) as connect:
         _ready(run)
+        begin = perf_counter()
         opened = connect()
         opened.rows[0]
+        run.result["open_seconds"] = perf_counter() - begin
+        remote.served(run)
+        run.result["open_bytes"] = run.result["bytes_fetched"]
         remote.control(run.spec, "reset")
         seconds: list[float] = []
         limit = perf_counter() + run.spec["seconds"]
@@ -214,11 +222,8 @@ def loader(run: Run) -> None:
         count = sum(map(length, batches()))
         run.result.update(seconds=[perf_counter() - begin], items=count)
         run.peak()
-        pss = 0
-        for number, _batch in enumerate(batches()):
-            if number % PSS_EVERY == PSS_EVERY // 2:
-                pss = max(pss, family_pss())
-        run.result["pss"] = pss
+        every = max(1, count // spec["batch"] // LOOKS)
+        run.result["pss"] = max(family_pss() for number, _ in enumerate(batches(), 1) if number % every == 0)
         _complete(run, count)
 
 

@@ -179,7 +179,7 @@ cdef class Blocks:
 
         Cost: some 50 ns an item, and four bytes a block for as long as the call takes.
         """
-        if order.feistel.n != self.items or first < 0 or count < 0 or first + count > self.items:
+        if order.feistel.n != self.items or not 0 <= first <= self.items or not 0 <= count <= self.items - first:
             raise ItemIndexError(f"{count} items from position {first} on are not in 0 .. {self.items - 1}")
         cdef array items = clone(LONGS, count, zero=False), owners = clone(LONGS, count, zero=False)
         cdef array numbers = clone(WORDS, count, zero=False)

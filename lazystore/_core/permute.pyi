@@ -4,6 +4,7 @@ from typing import Any
 from typing_extensions import disjoint_base
 
 __test__: dict[str, Any]
+__pyx_capi__: dict[str, Any]
 
 @disjoint_base
 class Permutation:

@@ -217,6 +217,12 @@ cdef class ItemIterator:
             self.pass_table()
             self.pass_body(NO_KEY)
 
+    def extend(self, int64_t stop):
+        """Go on to ``stop`` instead of ending before it."""
+        if not self.stop <= stop <= <int64_t>self.reader.starts[self.reader.n_chunks]:
+            raise ItemIndexError(f"items up to {stop} do not extend a scan of those up to {self.stop}")
+        self.stop = stop
+
     def __length_hint__(self):
         return max(self.stop - self.index, 0)
 

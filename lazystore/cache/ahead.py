@@ -42,6 +42,7 @@ class ReadAhead:
         self._most = max(1, memory.store.n_frames // AHEAD_SHARE)
         self._depth = min(self._most, FIRST_GROUPS * self._group)
         self._next: Part = (-1, -1)
+        self._stopped: Part = (-1, -1)  # where to go on once the scan has a farther end
         self._waves: deque[Wave] = deque()
 
     def begin(self, parts: list[Part]) -> None:
@@ -81,7 +82,15 @@ class ReadAhead:
         part = self._next
         following = self._memory.next_part(part)
         self._next = following if following <= self._end else (-1, -1)
+        self._stopped = following
         return part
+
+    def extend(self, end: Part) -> None:
+        """The scan will go on to this part."""
+        self._end = max(end, self._end)
+        if self._next[0] < 0 <= self._stopped[0] and self._stopped <= self._end:
+            self._next = self._stopped
+            self._top_up()
 
     def _send(self, parts: list[Part]) -> bool:
         """Send for parts; False when no frame is to be had for all of them now: the rest is next then."""

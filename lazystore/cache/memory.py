@@ -189,11 +189,11 @@ class ChunkMemory:
         chunk, i = self.reader.where(first)
         entry = (OFFSETS_AT + OFFSET_WIDTH * i) >> self.store.shift
         body = self._expected_part(chunk, i)[1]
-        ahead = ReadAhead(self, self._last_part(last - 1))
+        ahead = ReadAhead(self, self.last_part(last - 1))
         ahead.begin([(chunk, part) for part in dict.fromkeys((0, entry, max(entry, body)))])
         return ahead
 
-    def _last_part(self, item: int) -> Part:
+    def last_part(self, item: int) -> Part:
         """The last part a scan up to and with this item may want."""
         chunk, i = self.reader.where(item)
         if i + 1 == self.reader.chunk_items(chunk):
@@ -400,13 +400,20 @@ class ChunkMemory:
 
     def settle(self) -> None:
         """Make readable what arrived meanwhile."""
+        early: list[Wave] = []  # parts that overtook the head of their chunk
         while self._arrived:
             try:
                 wave = self._arrived.popleft()
             except IndexError:
-                return  # another thread took it
+                break  # another thread took it
+            if wave.is_early(self.reader):
+                early.append(wave)
+                continue
             wave.land(self._land)
             self.arrivals.announce()
+            self._arrived.extend(early)
+            early.clear()
+        self._arrived.extend(early)
 
     def _reads(self, fills: dict[Part, Fill]) -> dict[Part, Read]:
         frame = self.store.frame_bytes

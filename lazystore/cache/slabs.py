@@ -52,6 +52,8 @@ class TableShelf:
         self.room = room
         #: Fetching tables whole spares a request a run; tables that push each other out would be fetched again.
         self.all_fit = tables <= room
+        #: Chunks whose table is on its way, so that it is fetched once.
+        self.coming: set[int] = set()
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._size = 0
 
@@ -216,17 +218,23 @@ class SlabLoad:
         loader, chunk = self._loader, self.chunk
         table_end = loader.door.layout.table_end(chunk)
         begin, end = OFFSETS_AT + OFFSET_WIDTH * self.first, OFFSETS_AT + OFFSET_WIDTH * (self.last + 1)
-        table = loader.shelf.find(chunk)
+        shelf = loader.shelf
+        while shelf.all_fit and not shelf.find(chunk) and chunk in shelf.coming:
+            yield
+        table = shelf.find(chunk)
         if not table:
-            whole = loader.shelf.all_fit
-            at, stop = (0, table_end) if whole else (begin, end)
+            at, stop = (0, table_end) if shelf.all_fit else (begin, end)
             data = memoryview(bytearray(stop - at))
-            yield from self._open(Read(loader.door.layout.names[chunk], at, data))
+            shelf.coming.add(chunk)
+            try:
+                yield from self._open(Read(loader.door.layout.names[chunk], at, data))
+            finally:
+                shelf.coming.discard(chunk)
             loader.door.check_table(chunk, data, at)
-            if not whole:
+            if not shelf.all_fit:
                 return bytes(data)
             table = bytes(data[OFFSETS_AT:])
-            loader.shelf.keep(chunk, table)
+            shelf.keep(chunk, table)
         return table[begin - OFFSETS_AT : end - OFFSETS_AT]
 
     # -- packed -------------------------------------------------------------------------

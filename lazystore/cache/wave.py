@@ -14,6 +14,7 @@ from lazystore.fetch.source import Read
 
 if TYPE_CHECKING:
     from lazystore._core.frames import Fill
+    from lazystore._core.reader import Reader
     from lazystore.fetch.source import Flight, Source
 
 __all__ = ["Part", "Wave"]
@@ -67,6 +68,12 @@ class Wave:
         )
         if flight.done():
             on_done(self)
+
+    def is_early(self, reader: Reader) -> bool:
+        """Whether a part's chunk cannot be checked yet: its head is on its way in another wave."""
+        return not self._over and any(
+            not reader.chunk_length(chunk) and (chunk, 0) not in self.fills for chunk, _ in self.fills
+        )
 
     def land(self, land: Callable[[Part, Fill, Read, dict[str, int]], None]) -> None:
         """Make what arrived readable; parts that failed are given up, for whoever wants them to fetch anew."""

@@ -64,7 +64,6 @@ class WireFlight(Wave):
 
     def _take_back(self) -> None:
         self._batch.abandon()
-        self._halt()
 
     def _stuck(self) -> FetchTimeoutError:
         return FetchTimeoutError(

@@ -86,8 +86,7 @@ class Wave:
         if not self.done():
             self._may_wait()
             if not self.outcome.wait(self._remaining() + STUCK_S):
-                self._take_back()
-                self.outcome.settle(error=self._stuck())
+                self._end(self._stuck())
         error = self._lost() if self._astray() else self.outcome.error
         if error is None:
             return dict(self.outcome.sizes)
@@ -98,10 +97,13 @@ class Wave:
 
     def cancel(self) -> None:
         """End it now, if it has not ended: no byte is written into its buffers after this returns."""
-        if self.done():
-            return
+        if not self.done():
+            self._end(FetchError(f"reading {redact(self._url)!r} was cancelled"))
+
+    def _end(self, error: FetchError) -> None:
         self._take_back()
-        self.outcome.settle(error=FetchError(f"reading {redact(self._url)!r} was cancelled"))
+        self.outcome.settle(error=error)
+        self._halt()
 
     def _may_wait(self) -> None:
         """Raise where waiting would never end."""
@@ -111,6 +113,9 @@ class Wave:
 
     def _take_back(self) -> None:
         """Take the buffers away from whoever writes into them; any thread, must not wait for storage."""
+
+    def _halt(self) -> None:
+        """Stop what is still under way, without waiting for it."""
 
     def _stuck(self) -> FetchTimeoutError:
         return FetchTimeoutError(

@@ -224,6 +224,7 @@ class Watch:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
+        self._nudge, self._allowed = None, _never  # they know the job, which knows us, and holds the caller's buffers
         if self._task is None:
             return
         if self._barked:

@@ -26,13 +26,13 @@ class Rival:
     nothing of it lands any more.
     """
 
-    __slots__ = ("_begun", "_counters", "_job", "_lost", "_won", "error", "task")
+    __slots__ = ("_alone", "_begun", "_counters", "_job", "_lost", "_won", "error", "task")
 
     def __init__(self, link: Link, job: PartJob, counters: FetchCounters) -> None:
         self._job = job
         self._counters = counters
         self._begun = link.wire.loop.time()
-        self._lost = self._won = False
+        self._alone = self._lost = self._won = False
         self.error: BaseException | None = None
         self.task = link.wire.loop.create_task(self._run(link))
         link.calls.add(self.task)
@@ -55,7 +55,8 @@ class Rival:
         self.task.cancel()
 
     async def outcome(self) -> BaseException | None:
-        """Wait for its end; what went wrong, None if nothing did."""
+        """Wait for its end, the first request having ended; what went wrong, None if nothing did."""
+        self._alone = True
         await self.task
         return self.error
 
@@ -94,4 +95,5 @@ class Rival:
             return
         self._won = True
         self._counters.extra["hedge_wins"] += 1
-        self._job.yield_to(self._begun)
+        if not self._alone:
+            self._job.yield_to(self._begun)

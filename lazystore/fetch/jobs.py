@@ -82,8 +82,9 @@ class Batch:
 
     def abandon(self) -> None:
         """Take the buffers away from whatever may still be under way. Any thread."""
+        self.live = False
         with self.lock:
-            self.live = False
+            pass  # what was being written is complete
 
     def halt(self) -> None:
         """Cancel its requests. On the loop, after its task was made."""

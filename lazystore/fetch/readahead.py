@@ -51,8 +51,9 @@ class Errand:
 
     def take_back(self) -> None:
         """After this returns no byte is written into its buffers."""
+        self.live = False
         with self._lock:
-            self.live = False
+            pass  # the piece that was being read is complete
 
     def abandon(self, error: BaseException) -> None:
         self.take_back()

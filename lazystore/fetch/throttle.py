@@ -25,7 +25,7 @@ GAIN = 1.1
 #: Generations in a row without that before the climb ends.
 FLAT = 2
 #: How far the number may go on growing, slowly, beyond that which sufficed for the best throughput.
-HEADROOM = 2.0
+HEADROOM = 2
 #: The last so many answers are judged; so many refusals, and this share of them, are a push-back. Less is the
 #: ordinary bad luck of single requests, which waiting before their next attempt cures.
 JUDGED = 64
@@ -56,8 +56,8 @@ class Throttle:
     """
 
     __slots__ = (
-        *("_best", "_bytes", "_ceiling", "_climbing", "_clock", "_flat", "_left", "_recent", "_started", "_steady"),
-        *("_under_way", "_wanting", "backoffs", "lanes", "limit", "slots"),
+        *("_best", "_bytes", "_ceiling", "_climbing", "_clock", "_enough", "_flat", "_left", "_recent", "_size"),
+        *("_started", "_steady", "_under_way", "_wanting", "backoffs", "lanes", "limit", "slots"),
     )
 
     def __init__(self, slots: int, clock: Callable[[], float]) -> None:
@@ -71,6 +71,7 @@ class Throttle:
         self._climbing = True
         self._ceiling = slots
         self._best = 0.0
+        self._enough = self.limit
         self._flat = 0
         self._steady = 0
         self._recent: deque[bool] = deque(maxlen=JUDGED)
@@ -130,7 +131,7 @@ class Throttle:
         self._begin()
 
     def _begin(self) -> None:
-        self._left = self.limit
+        self._left = self._size = self.limit
         self._started = self._clock()
         self._bytes = 0
         self._wanting = False
@@ -145,14 +146,13 @@ class Throttle:
         elapsed = self._clock() - self._started
         rate = self._bytes / elapsed if elapsed > 0 else math.inf
         if rate > GAIN * self._best:
-            self._best, self._flat = rate, 0
+            self._best, self._enough, self._flat = rate, self._size, 0
             return
         self._flat += 1
         if self._flat >= FLAT:
             self._climbing = False
-            # What was under way before the climb brought nothing any more, and as much again.
-            enough = self.limit / 2**FLAT
-            self._ceiling = min(self.slots, max(self.limit, math.ceil(HEADROOM * enough)))
+            self.limit = self._enough
+            self._ceiling = min(self.slots, HEADROOM * self._enough)
 
 
 class HedgeAllowance:

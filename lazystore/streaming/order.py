@@ -306,10 +306,12 @@ def make_route(spec: OrderSpec, shape: Shape, topology: Topology, epoch: int) ->
     and block_bytes.
 
     Raises:
-        ConfigError: counts that no chunk can have.
+        ConfigError: counts that no chunk can have, or an epoch that is not in 0 .. 2**64 - 1.
 
     Cost: some 50 ns a chunk; a route keeps at most 20 bytes a chunk of its part.
     """
+    if not 0 <= epoch < 2**64:
+        raise ConfigError(f"epoch={epoch} is not in 0 .. 2**64 - 1; epochs count from 1")
     if spec.kind.startswith("litdata"):
         from lazystore.streaming.litdata_order import litdata_route
 

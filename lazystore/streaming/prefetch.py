@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from lazystore._core.scan import ItemIterator
-from lazystore.cache.ahead import ReadAhead
 from lazystore.cache.flight import Deadline
 from lazystore.errors import ArenaFullError, FetchTimeoutError, LazyStoreError
 from lazystore.streaming.order import ListLeg, RangeLeg, Span, WindowLeg
@@ -34,6 +33,8 @@ BLOCK_FILL = 0.9
 MIN_BLOCK = 16 * 1024
 #: Frames no load may take: for the reads of others and what does not go as planned.
 SPARE_FRAMES = 4
+#: Bytes fetched beside the first leg's: more would share the link with the item that is waited for.
+FIRST_BYTES = 2 << 20
 #: Legs looked at ahead, however little their spans take.
 MAX_LEGS = 256
 #: Loads beyond those that have frames, so that their offsets are known when frames come free.
@@ -66,13 +67,14 @@ class RouteFeed:
         self._shape = shape
         self._shared = shared
         self._limit = max(1, memory.store.n_frames - SPARE_FRAMES)
+        self._room = min(self._limit, FIRST_BYTES // memory.store.frame_bytes)  # until the first leg is there
         self._ahead: deque[Leg] = deque()
         self._coming: dict[Span, SlabLoad] = {}  # in the order of need
         self._ready: dict[Span, SlabLoad] = {}
         self._held = 0  # frames of those that are ready
         self._loose: set[Span] = set()
         self._present: Leg | None = None
-        self._scan: ReadAhead | None = None
+        self._scan: ItemIterator | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._lists: dict[int, Future[list[Any]]] = {}
         self._ended = False
@@ -97,6 +99,9 @@ class RouteFeed:
             ready = ("list", self._list(leg))
         else:
             ready = self._window(leg)
+        if not isinstance(leg, RangeLeg):
+            self._end_scan()
+        self._room = self._limit
         self._present = self._ahead.popleft()
         return ready
 
@@ -108,8 +113,7 @@ class RouteFeed:
             load.close()
         self._coming.clear()
         self._ready.clear()
-        if self._scan is not None:
-            self._scan.close()
+        self._end_scan()
         if self._worker is not None:
             self._worker.shutdown(wait=True, cancel_futures=True)
             self._worker = None
@@ -127,9 +131,6 @@ class RouteFeed:
                     load.close()
                 elif span in self._coming:
                     self._coming.pop(span).close()
-        if self._scan is not None and isinstance(self._present, RangeLeg):
-            self._scan.close()
-            self._scan = None
         self._present = None
 
     def _look_ahead(self) -> None:
@@ -149,7 +150,7 @@ class RouteFeed:
         if not self._ahead:
             return True
         if not isinstance(self._ahead[-1], WindowLeg):
-            return isinstance(self._ahead[-1], ListLeg) and len(self._ahead) < 2
+            return len(self._ahead) < 2
         frames, waiting = self._held, 0
         for load in self._coming.values():
             frames += load.frames
@@ -234,7 +235,7 @@ class RouteFeed:
             used += load.frames
             if load.wanted or load.error is not None:
                 continue
-            load.granted = load.granted or used <= self._limit
+            load.granted = load.granted or used <= self._room
             try:
                 self._advance(span, load)
             except LazyStoreError as error:
@@ -285,8 +286,23 @@ class RouteFeed:
         return items
 
     def _range(self, leg: RangeLeg) -> tuple[Any, ...]:
-        self._scan = self._memory.read_ahead(leg.first, leg.last)
-        return ("range", ItemIterator(self._memory.reader, leg.first, leg.last, self._scan))
+        """A scan; legs that follow on from each other are one, and so is what is read ahead of them."""
+        following = self._ahead[1] if len(self._ahead) > 1 else None
+        last = following.last if isinstance(following, RangeLeg) and following.first == leg.last else leg.last
+        if self._scan is not None and self._scan.position == leg.first:
+            if self._scan.ahead is not None:
+                self._scan.ahead.extend(self._memory.last_part(last - 1))
+            self._scan.extend(leg.last)
+        else:
+            self._end_scan()
+            ahead = self._memory.read_ahead(leg.first, last)
+            self._scan = ItemIterator(self._memory.reader, leg.first, leg.last, ahead)
+        return ("range", self._scan)
+
+    def _end_scan(self) -> None:
+        if self._scan is not None and self._scan.ahead is not None:
+            self._scan.ahead.close()
+        self._scan = None
 
     def __repr__(self) -> str:
         return f"<RouteFeed, {len(self._ahead)} legs and {len(self._coming)} spans ahead>"

@@ -199,7 +199,11 @@ def parse(state: object) -> Position:
     mark = WorkerMark(*_integers(state["worker"], 3, "state['worker']")) if "worker" in state else None
     fingerprint, epoch = _typed(state, "fingerprint", str, ""), _typed(state, "epoch", int, "")
     try:
-        return Position(fingerprint, OrderSpec(**values), epoch, runs, mark)
+        spec = OrderSpec(**values)
+    except ConfigError as error:
+        raise FormatError(f"state['order']: {error}") from None
+    try:
+        return Position(fingerprint, spec, epoch, runs, mark)
     except ConfigError as error:
         raise FormatError(f"state: {error}") from None
 

@@ -119,7 +119,7 @@ class WindowRoute:
             return
         order = Permutation(len(self.blocks), derive_key(self.key, BLOCK_ORDER))
         number, position = self._warm_up(order, start)
-        coming: deque[_Round] = deque([] for _ in range(self.window))
+        coming: deque[_Round] = deque([] for _ in range(2 * self.window))
         resident: dict[Span, None] = {}
         while position < stop:
             self._enter(order, number, coming)
@@ -147,26 +147,36 @@ class WindowRoute:
     def _enter(self, order: Permutation, number: int, coming: Sequence[_Round]) -> None:
         """Deal the blocks that enter in this round."""
         first = min(number * self.together, len(order))
+        steps = -(-len(order) // self.together)
         for block in order.fill(first, min(self.together, len(order) - first)):
             span = Span(*self.blocks.span(block))
             items = span.last - span.first
             numbers = shuffled(span.first, items, derive_key(self.key, BLOCK_ITEM_ORDER, block))
-            turn = derive_key(self.key, BLOCK_TURN, block) % self.window
-            parts = self._parts(items, turn)
+            parts = self._parts(items, derive_key(self.key, BLOCK_TURN, block), steps - number)
             for after, low, high in parts:
                 coming[after].append((Group(span, numbers[low:high]), after == parts[-1][0]))
 
-    def _parts(self, items: int, turn: int) -> list[tuple[int, int, int]]:
+    def _parts(self, items: int, draw: int, steps: int) -> list[tuple[int, int, int]]:
         """How a block is dealt: (rounds after its first, first item, last item), only groups that have items.
 
-        Groups differ by one item at most; the turn makes each equally likely to have the more.
+        Groups differ by one item at most; the draw turns them, so that each is equally likely to have the more.
+        With fewer than a window of steps to come, this one included, the groups that are due after the last step
+        are spread over all rounds that follow it: else the last blocks would be emitted nearly unmixed.
         """
         window = self.window
         if items < window:  # one item a group, as far apart as can be
-            return sorted(((((k + 1) * window - 1) // items - turn) % window, k, k + 1) for k in range(items))
-        ends = [items * k // window for k in range(window + 1)]
-        turned = [(after + turn) % window for after in range(window)]
-        return [(after, ends[k], ends[k + 1]) for after, k in enumerate(turned)]
+            parts = sorted(((((k + 1) * window - 1) // items - draw) % window, k, k + 1) for k in range(items))
+        else:
+            ends = [items * k // window for k in range(window + 1)]
+            turned = [(after + draw) % window for after in range(window)]
+            parts = [(after, ends[k], ends[k + 1]) for after, k in enumerate(turned)]
+        kept = [part for part in parts if part[0] < steps]
+        late = parts[len(kept) :]
+        spread = [
+            (steps + (k * (window - 1) // len(late) + draw) % (window - 1), low, high)
+            for k, (_, low, high) in enumerate(late)
+        ]
+        return kept + sorted(spread)
 
     def _leg(
         self, number: int, due: _Round, size: int, cut: tuple[int, int], resident: dict[Span, None], is_last: bool

@@ -10,6 +10,7 @@ import pytest
 
 from lazystore.errors import ConfigError, FetchError
 from lazystore.fetch.retry import (
+    HEDGE_MIN_SAMPLES,
     PATIENCE_MAX_S,
     PATIENCE_MIN_S,
     PATIENCE_UNKNOWN_S,
@@ -197,3 +198,37 @@ def test_pace_remembers_only_the_recent() -> None:
     for _ in range(100):
         pace.add(0.1)
     assert pace.p95() == 0.1
+
+
+def test_pauses_in_the_midst_of_answers_have_a_patience_of_their_own() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.add(0.001, 0.5)
+    assert pace.patience(1) == PATIENCE_MIN_S
+    assert pace.lull(1) == pytest.approx(4.0)
+    assert pace.lull(2) == pytest.approx(6.0)
+    assert Pace().lull(1) == PATIENCE_UNKNOWN_S
+
+
+def test_a_request_without_a_body_is_soon_sent_again() -> None:
+    pace = Pace()
+    assert pace.brief(1) == PATIENCE_UNKNOWN_S
+    for _ in range(100):
+        pace.add(0.05)
+    assert pace.brief(1) == pytest.approx(0.3)
+    assert pace.brief(2) == pytest.approx(0.45)
+    assert pace.brief(100) == pace.patience(100) or pace.brief(100) < pace.patience(100)
+
+
+def test_overdue_is_who_is_slower_than_most_while_others_are_answered() -> None:
+    pace = Pace()
+    for _ in range(HEDGE_MIN_SAMPLES - 1):
+        pace.add(0.1)
+    assert not pace.overdue(0.0, 1e9)
+    pace.add(0.1)
+    assert not pace.overdue(0.0, 0.3)
+    assert pace.overdue(0.0, 0.4)
+    pace.answered(1.0)  # one that was sent later
+    assert pace.overdue(0.0, 0.2)
+    assert not pace.overdue(0.0, 0.19)
+    assert not pace.overdue(1.0, 0.3)

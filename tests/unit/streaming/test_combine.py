@@ -11,14 +11,18 @@ import pickle
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.datasets import check as check_items
+from support.datasets import write
 
+from lazystore import StreamingDataset
 from lazystore.errors import ClosedError, ConfigError, FormatError, ItemIndexError, UnsupportedError
-from lazystore.streaming import combine, mixture
+from lazystore.streaming import combine, mixture, session
 from lazystore.streaming.combine import CombinedStreamingDataset, ConcatStreamingDataset, ParallelStreamingDataset
 from lazystore.streaming.order import OrderSpec, RangeLeg, Shape, Topology
 from lazystore.streaming.resume import Position, check, parse, remaining_route
@@ -364,7 +368,7 @@ def test_when_one_has_ended_the_others_keep_their_proportions() -> None:
 
 def test_draws_are_the_same_for_ever() -> None:
     dataset = CombinedStreamingDataset(parts(100, 100, 100))
-    assert "".join(name for name, _ in itertools.islice(dataset, 40)) == "accaacbabcacaccabcaaacbbbcbbcbbbbbcbbcab"
+    assert "".join(name for name, _ in itertools.islice(dataset, 40)) == "ababbbbaabcacaabbccbbbbbacacabbaabbbccbc"
 
 
 def test_draws_differ_between_epochs_seeds_ranks_and_workers() -> None:
@@ -593,3 +597,52 @@ def test_a_copy_keeps_the_position() -> None:
     whole = list(MIXTURES["combined"]())
     dataset.load_state_dict(MIXTURES["combined"]().state_dict(7, 0))
     assert list(pickle.loads(pickle.dumps(dataset))) == whole[7:]
+
+
+# -- with stored datasets -------------------------------------------------------------------
+
+STORED: dict[str, Any] = {
+    "combined": CombinedStreamingDataset,
+    "weighted": lambda stored: CombinedStreamingDataset(stored, weights=[1, 3], iterate_over_all=False),
+    "parallel": lambda stored: ParallelStreamingDataset(stored, length=150),
+    "sum": lambda stored: stored[0] + stored[1],
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("stored")
+    return [write(root / name, count, size=20) for name, count in (("a", 130), ("b", 60))]
+
+
+def ids(batch: list[Any]) -> list[Any]:
+    return [tuple(part["id"] for part in item) if isinstance(item, tuple) else item["id"] for item in batch]
+
+
+@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize(("workers", "batch_size"), [(1, 1), (2, 4)])
+def test_shuffled_stored_datasets_go_on_exactly(
+    name: str, workers: int, batch_size: int, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "worker", lambda: HERE)
+
+    def opened() -> Any:
+        dataset = STORED[name]([StreamingDataset(folder, memory="4MB", shuffle=True) for folder in folders])
+        dataset.set_batch_size(batch_size)
+        return dataset
+
+    with opened() as dataset:
+        whole = [ids(batch) for batch in batches(dataset, workers, batch_size)]
+        ends = [0, *itertools.accumulate(map(len, whole))]
+        for stop in (1, len(whole) // 2, len(whole)):
+            state = json.loads(json.dumps(dataset.state_dict(ends[stop], workers)))
+            with opened() as again:
+                again.load_state_dict(state)
+                assert [ids(batch) for batch in batches(again, workers, batch_size)] == whole[stop:]
+
+
+def test_stored_datasets_add_up(folders: list[Path]) -> None:
+    with StreamingDataset(folders[0], memory="4MB") + StreamingDataset(folders[1], memory="4MB") as both:
+        check_items(both, [*range(130), *range(60)], 20)
+        check_items(both[128:132], [128, 129, 0, 1], 20)
+        assert both[-1]["id"] == 59
