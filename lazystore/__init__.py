@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lazystore._core.frames import Lease
+    from lazystore.adapters.torch import StreamingDataLoader
     from lazystore.config import EvictionPolicy, StreamingConfig
     from lazystore.errors import (
         ArenaFullError,
@@ -31,11 +32,17 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from lazystore.formats.writer import DatasetWriter
-    from lazystore.streaming.dataset import StreamingDataset
+    from lazystore.streaming.combine import (
+        CombinedStreamingDataset,
+        ConcatStreamingDataset,
+        ParallelStreamingDataset,
+    )
+    from lazystore.streaming.dataset import StreamingDataset, train_test_split
     from lazystore.streaming.item_loader import BaseItemLoader, InMemoryItemLoader, TokensLoader
 
 _HOMES = {
     "_core.frames": ("Lease",),
+    "adapters.torch": ("StreamingDataLoader",),
     "config": ("EvictionPolicy", "StreamingConfig"),
     "errors": (
         "ArenaFullError",
@@ -54,7 +61,8 @@ _HOMES = {
         "UnsupportedError",
     ),
     "formats.writer": ("DatasetWriter",),
-    "streaming.dataset": ("StreamingDataset",),
+    "streaming.combine": ("CombinedStreamingDataset", "ConcatStreamingDataset", "ParallelStreamingDataset"),
+    "streaming.dataset": ("StreamingDataset", "train_test_split"),
     "streaming.item_loader": ("BaseItemLoader", "InMemoryItemLoader", "TokensLoader"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -64,6 +72,8 @@ __all__ = [
     "BaseItemLoader",
     "BudgetTooSmallError",
     "ClosedError",
+    "CombinedStreamingDataset",
+    "ConcatStreamingDataset",
     "ConfigError",
     "DatasetNotFoundError",
     "DatasetWriter",
@@ -76,12 +86,15 @@ __all__ = [
     "LazyStoreError",
     "Lease",
     "MissingExtraError",
+    "ParallelStreamingDataset",
     "SourceChangedError",
     "StreamingConfig",
+    "StreamingDataLoader",
     "StreamingDataset",
     "TokensLoader",
     "UnsafeDataError",
     "UnsupportedError",
+    "train_test_split",
 ]
 
 

@@ -53,13 +53,17 @@ cdef class Slab:
     ):
         cdef Py_ssize_t n_table = table[2], n_body = body[2], room
         store.require_open()
-        if not 0 <= first <= last or end < begin or n_table < 0 or n_body < 0:
-            raise ConfigError(f"items {first}..{last} in bytes {begin}..{end} are no slab")
-        if stride == 0 and table_at + 4 * <uint64_t>(last - first + 1) > <uint64_t>n_table << store.shift:
-            raise ConfigError(f"{n_table} frames do not hold the offsets of {last - first} items from byte {table_at}")
-        if stride and <uint64_t>(last - first) > (end - begin) // stride:
-            raise ConfigError(f"{end - begin} bytes do not hold {last - first} items of {stride}")
-        if body_at + (end - begin) > <uint64_t>n_body << store.shift:
+        cdef uint64_t items = <uint64_t>(last - first), frame = store.frame_bytes
+        if not 0 <= first <= last or end < begin or not (
+            0 <= n_table <= store.n_frames and 0 <= n_body <= store.n_frames
+        ):
+            raise ConfigError(f"items {first}..{last} in bytes {begin}..{end} are no slab of this store")
+        # Compared by division and subtraction: no sum can wrap.
+        if stride == 0 and (table_at & 3 or table_at > n_table * frame or items + 1 > (n_table * frame - table_at) // 4):
+            raise ConfigError(f"{n_table} frames do not hold the offsets of {items} items from byte {table_at}")
+        if stride and items > (end - begin) // stride:
+            raise ConfigError(f"{end - begin} bytes do not hold {items} items of {stride}")
+        if end > begin and (body_at > n_body * frame or end - begin > n_body * frame - body_at):
             raise ConfigError(f"{n_body} frames do not hold bytes {begin}..{end} from byte {body_at}")
         self.store = store
         self.chunk, self.first, self.last = chunk, first, last

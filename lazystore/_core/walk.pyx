@@ -12,6 +12,7 @@ finds them all at once, and hands them out while the memory of the next ones is 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
+from libc.string cimport memset
 
 from lazystore._core.collate cimport Sink
 from lazystore._core.frames cimport FrameStore
@@ -19,11 +20,19 @@ from lazystore._core.reader cimport Reader
 from lazystore._core.scan cimport ItemIterator
 from lazystore._core.slab cimport Slab
 from lazystore._core.spread cimport decode_spread, gather
-from lazystore.errors import ClosedError, FormatError
+from lazystore.errors import FormatError
 
 cdef enum:
     AHEAD = 10            # items whose memory is asked for before they are decoded
     ENTRIES_AHEAD = 16    # offsets that are asked for before they are read
+
+cdef enum:
+    DIRECT = 1       # contiguous, at an address
+    SPREAD = 2       # across the frames of a slab
+    BUFFER = 3       # in a buffer of a list
+    DAMAGED = 4      # its offsets point outside its slab
+
+cdef uint32_t NOBODY = 0xFFFFFFFF
 
 cdef extern from *:
     """
@@ -132,22 +141,24 @@ cdef class Walk:
         cdef Py_buffer view
         if store.closed:
             store.require_open()
-        if self.k + AHEAD < self.n and spot[AHEAD].direct:
+        if self.k + AHEAD < self.n and spot[AHEAD].kind == DIRECT:
             touch_ahead(<const uint8_t*>spot[AHEAD].where, spot[AHEAD].n)
         try:
-            if spot.direct:
+            if spot.kind == DIRECT:
                 if sink is None:
                     return reader.plan.decode(<const uint8_t*>spot.where, spot.n)
                 sink.add(<const uint8_t*>spot.where, spot.n)
                 return None
             owner = self.held[spot.owner]
-            if isinstance(owner, Slab):
+            if spot.kind == SPREAD:
                 slab = <Slab>owner
                 if sink is None:
                     return decode_spread(store, reader.plan, slab.body(), spot.where, spot.n)
                 data = gather(store, slab.body(), spot.where, spot.n)
                 sink.add(<const uint8_t*><char*>data, spot.n)
                 return None
+            if spot.kind == DAMAGED:
+                raise FormatError("its offsets point outside its part of the chunk, which is damaged or truncated")
             PyObject_GetBuffer((<list>owner)[spot.where], &view, PyBUF_SIMPLE)
             try:
                 if sink is None:
@@ -160,11 +171,11 @@ cdef class Walk:
 
     cdef int turn(self) except -1:
         """Go to the next leg; StopIteration after the last."""
-        if self.feed is None:
+        if self.over:
             raise StopIteration
         if self.reader.store.closed:
-            self.close()
-            raise ClosedError("the dataset was closed while it was read; open it again to read on")
+            self.let_go()
+            self.reader.store.require_open()
         self.n = self.k = 0
         self.scan = None
         self.held = []
@@ -173,12 +184,16 @@ cdef class Walk:
             leg = self.feed.turn()
         except StopIteration:
             self.progress.finished = True
-            self.close()
+            self.over = True
+            self.let_go()
             raise
+        if not isinstance(leg, tuple) or len(leg) < 2:
+            raise TypeError(f"a feed's leg is a tuple of its kind and its items, not {leg!r}")
         if leg[0] == "range":
             self.scan = <ItemIterator?>leg[1]
         elif leg[0] == "slabs":
-            self.lay_out(leg[1], leg[2], leg[3], leg[4])
+            _, groups, places, skip, stop = leg
+            self.lay_out(groups, places, skip, stop)
         else:
             self.lay_out_list(leg[1])
 
@@ -190,6 +205,7 @@ cdef class Walk:
                 raise MemoryError(f"no memory for a leg of {n} items")
             self.spots = spots
             self.room = n
+        memset(self.spots, 0xFF, n * sizeof(Spot))   # nobody's
 
     cdef int lay_out(self, list groups, const uint32_t[::1] places, Py_ssize_t skip, Py_ssize_t stop) except -1:
         """Find every item of a leg: group by group, so that offsets are read in order."""
@@ -209,6 +225,8 @@ cdef class Walk:
             chunks.append(chunk)
             slab = <Slab>where if isinstance(where, Slab) else None
             size = numbers.shape[0]
+            if slab is None and len(<list?>where) < size:
+                raise ValueError(f"a group of {size} items has {len(where)} buffers")
             if size > total - done:
                 raise ValueError(f"the groups of a leg hold more than its {total} items")
             for k in range(size):
@@ -216,23 +234,23 @@ cdef class Walk:
                     raise ValueError(f"place {places[done]} is not in a leg of {total} items")
                 spot = &self.spots[places[done]]
                 done += 1
+                if spot.owner != NOBODY:
+                    raise ValueError(f"place {places[done - 1]} of a leg is given twice")
                 spot.owner = owner
                 spot.number = numbers[k]
-                spot.direct = False
                 if slab is None:
+                    spot.kind = BUFFER
                     spot.where = k
-                    spot.n = 0
                     continue
                 if not slab.first <= <int64_t>numbers[k] < slab.last or slab.released:
                     raise ValueError(f"item {numbers[k]} is not in {slab!r}")
                 if k + ENTRIES_AHEAD < size:
                     slab.expect(numbers[k + ENTRIES_AHEAD])
                 if not slab.find(numbers[k], &at, &n):
-                    self.reader.fail(chunk, numbers[k], FormatError(
-                        "its offsets point outside its part of the chunk; the chunk is damaged or truncated"
-                    ))
+                    spot.kind = DAMAGED   # told when its turn comes: those before it are well
+                    continue
                 p = slab.pointer(at, n)
-                spot.direct = p != NULL
+                spot.kind = DIRECT if p != NULL else SPREAD
                 spot.where = <uint64_t>p if p != NULL else at
                 spot.n = <uint32_t>n
             owner += 1
@@ -250,13 +268,19 @@ cdef class Walk:
         self.chunks = []
         for k in range(n):
             chunk, number, buffer = items[k]
-            self.spots[k] = Spot(0, 0, number, <uint32_t>k, False)
+            self.spots[k] = Spot(0, 0, number, <uint32_t>k, BUFFER)
             self.held.append([buffer])
             self.chunks.append(chunk)
         self.k, self.n = 0, n
 
     def close(self):
         """Stop: what was fetched ahead is given up, nothing more is handed out. Twice is fine."""
+        if self.running:
+            raise ValueError("this iterator is running: it was closed while it decodes an item")
+        self.over = True
+        self.let_go()
+
+    cdef let_go(self):
         feed, self.feed = self.feed, None
         self.n = self.k = 0
         self.scan = None
@@ -269,4 +293,4 @@ cdef class Walk:
         raise TypeError("an iterator cannot be pickled; keep the dataset's state_dict()")
 
     def __repr__(self):
-        return f"<Walk at item {self.progress.position}{', over' if self.feed is None else ''}>"
+        return f"<Walk at item {self.progress.position}{', over' if self.over else ''}>"

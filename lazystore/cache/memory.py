@@ -21,6 +21,7 @@ from lazystore.cache.ahead import ReadAhead
 from lazystore.cache.door import ChunkLayout, Door, head_of
 from lazystore.cache.flight import Arrivals, Deadline
 from lazystore.cache.inflated import InflatedChunks
+from lazystore.cache.refetch import Refetched
 from lazystore.cache.slabs import SlabLoader
 from lazystore.cache.sparse import SparseReads
 from lazystore.cache.wave import Wave
@@ -90,7 +91,7 @@ class ChunkMemory:
         store.name = f"the dataset {source.url}"
         self.timeout = timeout
         self.fallbacks = 0
-        self._fallback = fallback
+        self.fallback = fallback
         self._compressed = compressed
         self._max_window = max_window
         self._tables_room = tables_room
@@ -103,6 +104,7 @@ class ChunkMemory:
         self._streams = Streams(window // store.frame_bytes)
         self._last: Part = (-1, -1)
         self._arrived: deque[Wave] = deque()
+        self.refetched = Refetched(len(layout.names), max(layout.hints, default=0), store.frame_bytes)
 
     def attach(self, plan: DecodePlan, counts: Sequence[int], stride: int, transform: object) -> Reader:
         """Make the reader this memory loads for.
@@ -142,12 +144,12 @@ class ChunkMemory:
             if not (forward or self._wants_frames(part)):
                 return self._sparse.item(chunk, i, deadline)
         try:
-            frames_deadline = Deadline(self.timeout * (FRAMES_SHARE if self._fallback else 1.0))
+            frames_deadline = Deadline(self.timeout * (FRAMES_SHARE if self.fallback else 1.0))
             return self._from_frames(chunk, i, forward, frames_deadline)
         except (DatasetNotFoundError, SourceChangedError):
             raise
         except (ArenaFullError, FetchError) as error:
-            if not self._fallback or self._compressed or deadline.passed():
+            if not self.fallback or self._compressed or deadline.passed():
                 raise
             self.count_fallback(chunk, error)
             return self._sparse.item(chunk, i, deadline, keep=False)
@@ -293,7 +295,7 @@ class ChunkMemory:
                 full = None
             except ArenaFullError as error:
                 # Frames others are filling come free by themselves; pinned ones are somebody's to release.
-                if self._fallback and not self.store.filling:
+                if self.fallback and not self.store.filling:
                     raise
                 full = error
                 fills = []
@@ -482,6 +484,7 @@ class ChunkMemory:
             fill.shrink(expected)
         self._door.check_table(chunk, view[:expected], begin)
         fill.commit()
+        self.refetched.note(chunk, begin, begin + self.store.frame_bytes)
 
     # -- the rest -----------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from lazystore.cache.door import HEAD_BYTES, Door, head_of
 from lazystore.cache.flight import Deadline
 from lazystore.cache.inflated import InflatedChunks
 from lazystore.cache.wave import Wave
-from lazystore.errors import ArenaFullError, FormatError, LazyStoreError
+from lazystore.errors import ArenaFullError, FetchError, FormatError, LazyStoreError
 from lazystore.fetch.source import Read
 from lazystore.formats.litdata import OFFSET_WIDTH, OFFSETS_AT
 
@@ -138,6 +138,7 @@ class SlabLoad:
         self.granted = self.wanted = self.stuck = self.retried = False
         self.slab: Slab | None = None
         self.error: LazyStoreError | None = None
+        self._over = False
         self._fills: list[Fill] = []
         self._waves: list[Wave] = []
         self._flight: Flight | None = None
@@ -150,6 +151,8 @@ class SlabLoad:
             FetchError, FormatError ...: the load has failed; it is over, a new one may try again.
         """
         while self.slab is None:
+            if self._over:
+                raise FetchError(f"loading {self._loader.door.place(self.chunk, self.first)} was interrupted")
             if self._flight is not None and not self._flight.done():
                 return False
             self.stuck = False
@@ -159,6 +162,7 @@ class SlabLoad:
                 self.slab = end.value
                 self._let_go()
             except BaseException:
+                self._over = True
                 self._let_go()
                 raise
             else:
@@ -168,6 +172,7 @@ class SlabLoad:
 
     def close(self) -> None:
         """Cancel what is under way; release the slab. Twice is fine."""
+        self._over = True
         self._steps.close()
         if self._flight is not None:
             self._flight.cancel()
@@ -265,6 +270,7 @@ class SlabLoad:
                 view.release()
         for fill in self._fills:
             fill.commit()
+        loader.memory.refetched.note(self.chunk, begin, end)
         where = (PACKED, self._number, self.frames)
         return Slab(
             loader.store, self.chunk, self.first, self.last, table=where, table_at=0, body=where, body_at=body_at,
@@ -332,6 +338,7 @@ class SlabLoad:
                 begin = loader.reader.resident_span(chunk, self.first)[0]
                 end = loader.reader.resident_span(chunk, self.last - 1)[1]
             body = _parts(begin, end, shift)
+            self.frames = len(table) + len(body)
             yield from self._bring(range(min(table.start, body.start), body.stop) if self._whole else body)
             try:
                 return Slab(
@@ -378,11 +385,16 @@ class SlabLoad:
         deadline = Deadline(loader.memory.timeout)
         if not loader.reader.chunk_length(self.chunk):
             loader.inflated.admit(self.chunk, deadline)
-        try:
-            for part in parts:
-                self._fills += loader.inflated.fill(self.chunk, part, True, deadline)
-        except FormatError as error:
-            raise loader.door.placed(self.chunk, error) from None
+        for part in parts:
+            while True:
+                try:
+                    self._fills += loader.inflated.fill(self.chunk, part, True, deadline)
+                    break
+                except FormatError as error:
+                    raise loader.door.placed(self.chunk, error) from None
+                except ArenaFullError:
+                    self.stuck = True
+                    yield
 
     def __repr__(self) -> str:
         return f"<SlabLoad of items {self.first}..{self.last} of chunk {self.chunk}, {self.frames} frames>"

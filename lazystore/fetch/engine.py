@@ -38,6 +38,8 @@ DEFAULT_IN_FLIGHT_BYTES = 64 << 20
 RECHECK_EVERY = 64
 #: Seconds that must be left for another attempt to make sense.
 SHORTEST_ATTEMPT_S = 0.01
+#: Failures in a row up to which waits grow where the storage does not push back.
+LUCKLESS = 2
 #: What the counters tell besides the usual: HEAD requests, requests given up as silent, second requests for the
 #: same bytes and those that won, big requests allowed at once by now, and how often that was halved.
 COUNTED = ("stat_requests", "stalls", "hedges", "hedge_wins", "concurrency", "backoffs")
@@ -468,7 +470,9 @@ class WireSource:
         remaining = batch.deadline.remaining()
         delay = 0.0
         if verdict is not Verdict.STALL or job.streak > 1:
-            delay = policy.delay(job.streak, remaining=remaining, retry_after=getattr(error, "retry_after", 0.0))
+            # Where most requests fare well, waits that double with every bad luck only hold up who needs the bytes.
+            waits = job.streak if link.gate.throttle.pressed() else min(job.streak, LUCKLESS)
+            delay = policy.delay(waits, remaining=remaining, retry_after=getattr(error, "retry_after", 0.0))
         if remaining - delay < SHORTEST_ATTEMPT_S:
             raise self._timed_out(batch, job, error) from error
         self.counters.retries += 1

@@ -81,6 +81,10 @@ class Throttle:
         """Whether another big request has to wait."""
         return self._under_way >= self.limit
 
+    def pressed(self) -> bool:
+        """Whether refusals are so many, or a push-back so recent, that they are more than bad luck."""
+        return sum(self._recent) > SHARE * len(self._recent) or (self.backoffs > 0 and len(self._recent) < JUDGED)
+
     def wanted(self) -> None:
         """A big request waits because of :meth:`full`."""
         self._wanting = True

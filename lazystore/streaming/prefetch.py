@@ -7,6 +7,7 @@ all of it happens when the next leg is asked for, and the storage client works i
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -77,6 +78,7 @@ class RouteFeed:
         self._scan: ItemIterator | None = None
         self._worker: ThreadPoolExecutor | None = None
         self._lists: dict[int, Future[list[Any]]] = {}
+        self._pid = os.getpid()
         self._ended = False
 
     # -- what the walk asks -------------------------------------------------------------
@@ -114,7 +116,7 @@ class RouteFeed:
         self._coming.clear()
         self._ready.clear()
         self._end_scan()
-        if self._worker is not None:
+        if self._worker is not None and self._pid == os.getpid():
             self._worker.shutdown(wait=True, cancel_futures=True)
             self._worker = None
 
@@ -186,14 +188,17 @@ class RouteFeed:
             if span not in self._coming:
                 self._coming[span] = self._load(span)  # it was given up to make room, or failed before
             self._coming[span].wanted = self._coming[span].granted = True
+        full = False
         while True:
             seen = memory.arrivals.count
             memory.settle()
             missing = [span for span in needed if span in self._coming and not self._pump(span)]
-            self._pump_ahead()
+            stuck = any(self._coming[span].stuck for span in missing)
+            full = full or stuck
+            self._pump_ahead(0 if full else self._room)  # nobody else takes the frames that are wanting here
             if not missing:
                 return
-            if any(self._coming[span].stuck for span in missing):
+            if stuck and not deadline.passed():
                 self._make_room(missing, present)
                 continue
             if deadline.passed():
@@ -228,14 +233,14 @@ class RouteFeed:
         self._held += load.frames
         return True
 
-    def _pump_ahead(self) -> None:
-        """Go on with what is not needed yet, in the order of need, as far as the frames go."""
+    def _pump_ahead(self, room: int) -> None:
+        """Go on with what is not needed yet, in the order of need, as far as ``room`` frames go."""
         used = self._held
         for span, load in list(self._coming.items()):
             used += load.frames
             if load.wanted or load.error is not None:
                 continue
-            load.granted = load.granted or used <= self._room
+            load.granted = load.granted or used <= room
             try:
                 self._advance(span, load)
             except LazyStoreError as error:
@@ -252,8 +257,13 @@ class RouteFeed:
                 self._coming[span] = self._load(span)
                 return
         span = next(span for span in missing if self._coming[span].stuck)
+        error = ArenaFullError(
+            f"{self._memory.place(span.chunk, span.first)} and the rest of its block: {self._memory.store.full_message()}"
+        )
+        if not self._memory.fallback:
+            raise error
         self._coming.pop(span).close()
-        self._memory.count_fallback(span.chunk, ArenaFullError(self._memory.store.full_message()))
+        self._memory.count_fallback(span.chunk, error)
         self._loose.add(span)
 
     def _alone(self, chunk: int, numbers: Sequence[int]) -> list[Any]:
@@ -267,6 +277,9 @@ class RouteFeed:
 
     def _list(self, leg: ListLeg) -> list[tuple[int, int, Any]]:
         """The leg's items as buffers; those of the next list leg are sent for meanwhile."""
+        if self._pid != os.getpid():  # a forked child has its parent's futures, and nobody to fulfil them
+            self._pid, self._worker = os.getpid(), None
+            self._lists.clear()
         found = self._lists.pop(id(leg), None)
         items = found.result() if found is not None else self._fetch_list(leg)
         if not self._memory.source.local:

@@ -194,8 +194,8 @@ class Session:
         if int(epoch) != self.epoch:
             self._epoch = int(epoch)
             self._loaded = None
-        self._progress = Progress()
-        self._pass = None
+            self._progress = Progress()
+            self._pass = None
 
     def change(self, *, batch_size: int | None = None, drop_last: bool | None = None, kind: str | None = None) -> None:
         """Other settings, from the next pass on; what differs from a loaded state begins the epoch anew."""

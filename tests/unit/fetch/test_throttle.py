@@ -101,6 +101,25 @@ def test_single_refusals_are_bad_luck() -> None:
     assert throttle.backoffs == 0
 
 
+def test_waits_need_not_grow_where_most_requests_fare_well() -> None:
+    throttle = Throttle(256, lambda: 0.0)
+    assert not throttle.pressed()
+    throttle.refused()
+    assert throttle.pressed()
+    for _ in range(10):
+        throttle.served(MIB)
+    assert not throttle.pressed()
+    for _ in range(20):
+        throttle.refused()
+    assert throttle.backoffs > 0
+    for _ in range(20):
+        throttle.served(MIB)
+    assert throttle.pressed()
+    for _ in range(100):
+        throttle.served(MIB)
+    assert not throttle.pressed()
+
+
 def test_a_push_back_halves_both_bounds_down_to_the_fewest() -> None:
     throttle = Throttle(256, lambda: 0.0)
     for _ in range(REFUSALS):
