@@ -69,7 +69,7 @@ def route(run: Run) -> None:
     chunk_items = run.spec["chunk_items"]
     shape = Shape(array("Q", [chunk_items] * CHUNKS), array("Q", [chunk_items * ITEM_BYTES] * CHUNKS))
     # the budget whose window is this part of the dataset
-    window, block = window_bytes(sum(shape.nbytes) // run.spec["part"] * WINDOW_SHARE)
+    window, block = window_bytes(sum(shape.nbytes) // run.spec["part"] * WINDOW_SHARE, compressed=False)
     spec = OrderSpec(run.spec["kind"], SEED, window, block, False)
     begin = time.perf_counter()
     made = make_route(spec, shape, Topology(), 1)
@@ -207,14 +207,14 @@ def speed(row: Row) -> str:
     return harness.spread(row.values(harness.first_rate)) if "seconds" in row.runs[0] else "-"
 
 
-def targets(out: Report, rows: Rows) -> None:
-    """What the window must reach."""
+def targets(out: Report, rows: Rows, options: Any) -> None:
+    """What the window must reach; small data has too few items a leg to tell the speed."""
     for name, bound in (("1/16", 0.8), ("1/4", 0.9), ("1/2", 0.95)):
         row = rows.named(f"window, {name}")
         step = row.median(lambda run: run["quality"]["step"])
         out.target(f"window of {name}: neighbours' distance, of a uniform shuffle's", step, bound)
-    rate = rows.named("window, 1/16").median(harness.first_rate)
-    out.target("window of 1/16: indices/s", rate, 20e6)
+    if not options.quick:
+        out.target("window of 1/16: indices/s", rows.named("window, 1/16").median(harness.first_rate), 20e6)
 
 
 def main() -> int:
@@ -235,7 +235,7 @@ def main() -> int:
             "indices/s": speed,
         },
     )
-    targets(out, rows)
+    targets(out, rows, options)
     return out.finish()
 
 

@@ -24,9 +24,10 @@ BENCHES = (
     "bench_larger_than_memory",
     "bench_object_store",
     "bench_epoch",
+    "bench_shuffle",
 )
-#: Needs the other libraries to say anything.
-PEER_BENCHES = ("compare",)
+#: Need torch or the other libraries to say anything.
+PEER_BENCHES = ("bench_dataloader", "compare")
 HERE = Path(__file__).resolve().parent
 
 

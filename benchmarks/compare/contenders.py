@@ -36,6 +36,8 @@ ENVIRONMENT = {
 }
 LOCAL = frozenset(("passes", "shuffled", "warm", "loader"))
 REMOTE = frozenset(("epoch", "cold"))
+#: What streams can do: there are no lookups in them.
+STREAM = (LOCAL | REMOTE) - {"warm", "cold"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Library:
         works: the works it can do.
         via: lazystore's way to the object store.
         side: the side folder it is installed in.
+        loader: its name in the DataLoader bench's readers, or a new one; "": the opener's.
         start: how its DataLoader workers start; "": torch's default.
     """
 
@@ -58,6 +61,7 @@ class Library:
     works: frozenset[str] = LOCAL | REMOTE
     via: str = ""
     side: str = ""
+    loader: str = ""
     start: str = ""
 
 
@@ -71,10 +75,9 @@ LIBRARIES = (
     Library("LitData 0.2.76, classic data", "litdata", CLASSIC, frozenset(("warm", "cold"))),
     Library("LitData 0.2.61", "litdata", CLASSIC, side=CLASSIC),
     Library("MosaicML", "mosaicml", "mds"),
-    # A stream: no lookups.
-    Library("WebDataset", "webdataset", "webdataset", frozenset(("passes", "shuffled", "epoch", "loader"))),
-    Library("HF datasets, map", "hf", "hf"),
-    Library("HF datasets, iterable", "hf_iterable", "parquet", frozenset(("passes", "shuffled", "epoch", "loader"))),
+    Library("WebDataset", "webdataset", "webdataset", STREAM),
+    Library("HF datasets, map", "hf", "hf", loader="hf_map"),
+    Library("HF datasets, iterable", "hf_iterable", "parquet", STREAM, loader="hf_iterable, Parquet"),
     # ArrayRecord's published reader opens local files only, and crashes in forked workers.
     Library("Grain, ArrayRecord", "grain", "array_record", LOCAL, start="spawn"),
     # Its DataLoader needs a dataset class of its own and batches of Arrow; its threads do not survive a fork.
@@ -127,6 +130,7 @@ class Field:
             "memory": self.options.memory if distant else self.data.profile.memory,
             "scratch": self.scratch,
             "shuffle": False,
+            "loader": library.loader or library.opener,
             "start": library.start,
             "files": sorted(os.listdir(path)) if path else [],
         }

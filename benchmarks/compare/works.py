@@ -35,8 +35,6 @@ WARM_UP = 300
 STEP = 100
 #: Seconds of passes after which no other one is begun.
 ENOUGH_S = 15.0
-#: How often an epoch looks at the memory of all processes.
-LOOKS = 8
 perf_counter = time.perf_counter
 
 
@@ -203,42 +201,23 @@ def cold(run: Run) -> None:
 
 
 def loader(run: Run) -> None:
-    """Epochs of a torch DataLoader: one timed, and one to add up the memory of all processes."""
-    from torch.utils.data import DataLoader
+    """Epochs of a torch DataLoader, as bench_dataloader.py measures them; spec["loader"] is the reader's name there."""
+    import loaders
 
-    spec = run.spec
     with _opener(run) as connect:
-        _ready(run)
-        dataset = connect().loadable
 
-        def batches() -> Iterable[Any]:
-            options = {"multiprocessing_context": spec["start"]} if spec.get("start") else {}
-            return DataLoader(dataset, batch_size=spec["batch"], num_workers=spec["workers"], **options)
+        def plain(run: Run) -> Iterable[Any]:
+            """torch's own loader over what the library opens, for libraries that the bench does not know."""
+            from torch.utils.data import DataLoader
 
-        def length(batch: dict[str, Any]) -> int:
-            return len(next(iter(batch.values())))
+            loaders.ready(run)
+            options = {"multiprocessing_context": run.spec["start"]} if run.spec["start"] else {}
+            dataset = connect().loadable
+            return DataLoader(dataset, run.spec["batch"], num_workers=run.spec["workers"], **options)
 
-        begin = perf_counter()
-        count = sum(map(length, batches()))
-        run.result.update(seconds=[perf_counter() - begin], items=count)
-        run.peak()
-        every = max(1, count // spec["batch"] // LOOKS)
-        run.result["pss"] = max(family_pss() for number, _ in enumerate(batches(), 1) if number % every == 0)
-        _complete(run, count)
-
-
-def family_pss() -> int:
-    """Proportional set size of this process and everything under it, bytes."""
-    total = 0
-    waiting = [os.getpid()]
-    while waiting:
-        process = waiting.pop()
-        with contextlib.suppress(OSError):  # raised when it has just ended
-            rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-            total += int(rollup.partition("\nPss:")[2].split()[0]) * 1024
-            for task in os.listdir(f"/proc/{process}/task"):
-                waiting += map(int, Path(f"/proc/{process}/task/{task}/children").read_text().split())
-    return total
+        run.spec["library"] = run.spec["loader"]
+        loaders.LOADERS.setdefault(run.spec["loader"], plain)
+        loaders.passes(run)
 
 
 def _note_counters(run: Run, opened: Opened) -> None:

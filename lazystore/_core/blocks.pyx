@@ -36,6 +36,24 @@ cdef inline Py_ssize_t _holder(const int64_t* ends, Py_ssize_t n, int64_t x) noe
     return base - ends
 
 
+cdef inline Py_ssize_t _holder_near(const int64_t* ends, Py_ssize_t n, int64_t x) noexcept nogil:
+    """The same, beginning where the entry would be if all steps were equal: among very many, few cache misses."""
+    cdef Py_ssize_t low = <Py_ssize_t>(<double>x / <double>ends[n - 1] * <double>(n - 1)), high, step = 1
+    if ends[low] > x:
+        high = low
+        while low and ends[low - 1] > x:
+            high = low - 1
+            low = max(<Py_ssize_t>0, low - 1 - step)
+            step *= 2
+    else:
+        high = low
+        while ends[high] <= x:
+            low = high + 1
+            high = min(n - 1, high + step)
+            step *= 2
+    return low + _holder(ends + low, high - low + 1, x)
+
+
 cdef array _numbers(object values):
     """``values`` as unsigned 64-bit numbers; not copied when they are."""
     if isinstance(values, array) and values.typecode == "Q":
@@ -152,7 +170,7 @@ cdef class Blocks:
             n = min(<int64_t>BATCH, last - position)
             feistel_fill(order, position, n, blocks)
             for i in range(n):
-                found = self._range(blocks[i], _holder(self.block_end, self.n_chunks, blocks[i]))
+                found = self._range(blocks[i], _holder_near(self.block_end, self.n_chunks, blocks[i]))
                 items = found.last - found.first
                 if total[0] + items > most:
                     return position + i

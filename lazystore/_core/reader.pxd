@@ -25,6 +25,7 @@ cdef class Reader:
     cdef readonly int64_t hits
     cdef readonly int64_t misses
 
+    cdef int _number(self, const uint64_t[::1] counts) except -1
     cdef int _check_chunk(self, int64_t chunk) except -1
     cdef int64_t chunk_of(self, uint64_t index) noexcept
     cdef uint64_t normal(self, object index) except? 0xFFFFFFFFFFFFFFFF

@@ -18,6 +18,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from array import array
+
 from lazystore._core.arena cimport ITEM_PIECE, TABLE_PIECE, part_key, pin, unpin
 from lazystore._core.decode cimport DecodePlan
 from lazystore._core.frames cimport FrameStore, Lease, lease_bytes, lease_frame
@@ -80,9 +82,6 @@ cdef class Reader:
         self, FrameStore store not None, DecodePlan plan not None, loader, counts, *,
         int table_at=4, int width=4, int64_t stride=0, transform=None,
     ):
-        cdef int64_t k
-        cdef uint64_t total = 0
-        cdef object count
         if width not in (4, 8) or table_at < 0 or stride < 0:
             raise ConfigError(f"width={width}, table_at={table_at}, stride={stride} do not describe a chunk")
         self.store = store
@@ -100,17 +99,20 @@ cdef class Reader:
         self.bases = <uint64_t*>calloc(max(self.n_chunks, 1), 8)
         if not (self.starts and self.lengths and self.bases):
             raise MemoryError(f"no memory for {self.n_chunks} chunks")
-        k = 0
-        for count in counts:
-            if k == self.n_chunks or <uint64_t>count > MAX_ITEMS - total:
-                raise ConfigError(
-                    f"counts of {self.n_chunks} chunks changed meanwhile, or add up to more than 2**62 items"
-                )
-            total += <uint64_t>count
-            k += 1
-            self.starts[k] = total
-        if k < self.n_chunks:
-            raise ConfigError(f"counts has {k} entries, {self.n_chunks} were announced")
+        if not isinstance(counts, array):
+            counts = array("Q", counts)
+        self._number(counts)
+
+    cdef int _number(self, const uint64_t[::1] counts) except -1:
+        """Lay the chunks' items end to end."""
+        cdef int64_t k
+        cdef uint64_t total = 0
+        for k in range(self.n_chunks):
+            if k >= counts.shape[0] or counts[k] > MAX_ITEMS - total:
+                raise ConfigError(f"the counts of {self.n_chunks} chunks add up to more than 2**62 items")
+            total += counts[k]
+            self.starts[k + 1] = total
+        return 0
 
     def __dealloc__(self):
         free(self.starts)

@@ -30,5 +30,6 @@ cdef class ItemIterator:
     cdef void prime(self) noexcept
     cdef void pass_item(self, int64_t chunk, uint64_t begin, uint64_t end) noexcept
     cdef void pass_body(self, uint64_t new_key) noexcept
+    cdef bint still_table(self, uint64_t key) noexcept
     cdef void pass_table(self) noexcept
     cdef finish(self)

@@ -194,16 +194,32 @@ cdef class ItemIterator:
         cdef int32_t frame
         while key <= last:
             frame = store.find(key)
-            if frame >= 0 and key != self.body_key and key != self.table_key:
+            if frame >= 0 and key != self.body_key and key != self.table_key and not self.still_table(key):
                 store.passed(frame, key)
             key += 1
 
     cdef void pass_body(self, uint64_t new_key) noexcept:
-        """The scan leaves its body part; not if the table entries to come are still in it."""
-        if self.body >= 0 and self.body_key != new_key and self.body_key != self.table_key:
+        """The scan leaves its body part; not if table entries to come are still in it."""
+        if (
+            self.body >= 0 and self.body_key != new_key and self.body_key != self.table_key
+            and not self.still_table(self.body_key)
+        ):
             self.reader.store.passed(self.body, self.body_key)
         self.body = -1
         self.body_key = NO_KEY
+
+    cdef bint still_table(self, uint64_t key) noexcept:
+        """Whether a part holds offsets of items to come in the present chunk; pass_table sees to it later."""
+        cdef Reader reader = self.reader
+        cdef uint64_t next, last
+        if reader.stride or self.index >= self.chunk_stop:
+            return False
+        next = reader.table_at + <uint64_t>(self.index - self.chunk_start) * reader.width
+        last = reader.table_at + <uint64_t>(self.chunk_stop - self.chunk_start + 1) * reader.width - 1
+        return (
+            part_key(self.chunk, next >> reader.store.shift) <= key
+            and key <= part_key(self.chunk, last >> reader.store.shift)
+        )
 
     cdef void pass_table(self) noexcept:
         if self.table >= 0 and self.table_key != self.body_key:

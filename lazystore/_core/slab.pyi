@@ -1,12 +1,10 @@
-from typing import Any, NoReturn
-
-from typing_extensions import disjoint_base
+from typing import Any, NoReturn, final
 
 from lazystore._core.frames import FrameStore
 
 __test__: dict[str, Any]
 
-@disjoint_base
+@final
 class Slab:
     @property
     def chunk(self) -> int: ...

@@ -4,6 +4,7 @@ A shuffled reader knows which items it will draw from and when it is through wit
 is that knowledge. It finds an item by two loads from a row of frames instead of a table lookup.
 """
 
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport malloc, free
 
@@ -26,6 +27,10 @@ cdef extern from *:
     void prefetch_line "lazystore_prefetch_line" (const uint8_t* p) noexcept nogil
 
 
+# no_gc: a slab refers to the store only, and the store to no Python object, so no cycle can pass through it;
+# the collector must not clear that reference before __dealloc__ has taken the pins off.
+@cython.final
+@cython.no_gc
 cdef class Slab:
     """The items ``first .. last - 1`` of a chunk, resident and pinned.
 
@@ -51,7 +56,10 @@ cdef class Slab:
         tuple table not None, uint64_t table_at, tuple body not None, uint64_t body_at,
         uint64_t begin, uint64_t end, uint64_t stride=0,
     ):
-        cdef Py_ssize_t n_table = table[2], n_body = body[2], room
+        cdef Py_ssize_t n_table, n_body, room
+        cdef uint64_t table_chunk, table_part, body_chunk, body_part
+        table_chunk, table_part, n_table = table
+        body_chunk, body_part, n_body = body
         store.require_open()
         cdef uint64_t items = <uint64_t>(last - first), frame = store.frame_bytes
         if not 0 <= first <= last or end < begin or not (
@@ -75,8 +83,8 @@ cdef class Slab:
         if self.frames == NULL:
             raise MemoryError(f"no memory for a slab of {room} frames")
         try:
-            self.hold(table[0], table[1], n_table)
-            self.hold(body[0], body[1], n_body)
+            self.hold(table_chunk, table_part, n_table)
+            self.hold(body_chunk, body_part, n_body)
         except BaseException:
             self.let_go(False)
             raise

@@ -117,11 +117,13 @@ cdef class Walk:
 
     cdef object advance(self, Sink sink):
         """The next item, decoded or into the sink."""
+        cdef ItemIterator scan
         while True:
-            if self.scan is not None:
-                if self.scan.index < self.scan.stop:
-                    self.scan.sink = sink
-                    item = self.scan.advance()
+            scan = self.scan    # held here: decoding may run code that lets go of it
+            if scan is not None:
+                if scan.index < scan.stop:
+                    scan.sink = sink
+                    item = scan.advance()
                     self.progress.position += 1
                     return item
             elif self.k < self.n:

@@ -54,6 +54,7 @@ class StreamingDataLoader(DataLoader):  # type: ignore[misc]
         self,
         dataset: Any,
         batch_size: int | None = 1,
+        *,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         drop_last: bool | None = None,
@@ -115,16 +116,17 @@ class StreamingDataLoader(DataLoader):  # type: ignore[misc]
             self._place(self._seen + 1)
 
     def _get_iterator(self) -> Any:
-        if self.num_workers == 0:
-            return super()._get_iterator()
-        if self.persistent_workers:
-            self._shared_epoch = torch.tensor(self._seen).share_memory_()
-        # Workers get a feed in the dataset's place; nobody else sees it.
+        # What torch's iterator gets in place of the loader's own dataset and functions; nobody else sees it.
         fed = copy.copy(self)
-        fed.__dict__["dataset"] = _Feed(self.dataset, self._shared_epoch)
-        fed.__dict__["worker_init_fn"] = _Begin(self.worker_init_fn)
-        if self.collate_fn is collate:
-            fed.__dict__["collate_fn"] = collate_and_ship
+        own: dict[str, Any] = {"collate_fn": _Counting(self.collate_fn, single=self.batch_size is None)}
+        if self.num_workers > 0:
+            if self.persistent_workers:
+                self._shared_epoch = torch.tensor(self._seen).share_memory_()
+            own["dataset"] = _Feed(self.dataset, self._shared_epoch)
+            own["worker_init_fn"] = _Begin(self.worker_init_fn)
+            if self.collate_fn is collate:
+                own["collate_fn"] = _Counting(collate_and_ship, single=False)
+        fed.__dict__.update(own)
         return DataLoader._get_iterator(fed)
 
     @property
@@ -168,7 +170,7 @@ class StreamingDataLoader(DataLoader):  # type: ignore[misc]
 
 
 class _Count:
-    """Items that came out of one pass, whole batches."""
+    """Items that came out of one pass."""
 
     __slots__ = ("items",)
 
@@ -183,7 +185,6 @@ class _Pass:
         self._loader = loader
         self._count = count
         self._batches = batches
-        self._step = loader.batch_size or 1
 
     def __iter__(self) -> _Pass:
         return self
@@ -193,13 +194,23 @@ class _Pass:
 
     def __next__(self) -> Any:
         try:
-            batch = next(self._batches)
+            items, batch = next(self._batches)
         except StopIteration:
             self._loader._ended(self._count)
             raise
-        # Only the last batch of all can be short, and a state past the end is the end.
-        self._count.items += self._step
+        self._count.items += items
         return batch
+
+
+class _Counting:
+    """A collate function whose batches come with their numbers of items, which only it can know for any batch."""
+
+    def __init__(self, make: Callable[[Any], Any], *, single: bool) -> None:
+        self._make = make
+        self._single = single
+
+    def __call__(self, items: Any) -> tuple[int, Any]:
+        return 1 if self._single else len(items), self._make(items)
 
 
 class _Feed(IterableDataset):  # type: ignore[misc]

@@ -92,7 +92,7 @@ class ChunkMemory:
         self.timeout = timeout
         self.fallbacks = 0
         self.fallback = fallback
-        self._compressed = compressed
+        self.compressed = compressed
         self._max_window = max_window
         self._tables_room = tables_room
         self._layout = layout
@@ -123,7 +123,7 @@ class ChunkMemory:
         )
         self.slabs = SlabLoader(
             self, self._door, self._inflated,
-            stride=stride, compressed=self._compressed, tables_room=self._tables_room,
+            stride=stride, compressed=self.compressed, tables_room=self._tables_room,
         )  # fmt: skip
         return self.reader
 
@@ -149,14 +149,14 @@ class ChunkMemory:
         except (DatasetNotFoundError, SourceChangedError):
             raise
         except (ArenaFullError, FetchError) as error:
-            if not self.fallback or self._compressed or deadline.passed():
+            if not self.fallback or self.compressed or deadline.passed():
                 raise
             self.count_fallback(chunk, error)
             return self._sparse.item(chunk, i, deadline, keep=False)
 
     def items(self, wanted: Sequence[Part]) -> Iterator[tuple[int, Buffer]]:
         """(position, bytes) of many items; what lies densely comes through frames."""
-        if self._compressed:
+        if self.compressed:
             for k in sorted(range(len(wanted)), key=wanted.__getitem__):
                 yield k, self._again(*wanted[k])
             return
@@ -168,6 +168,11 @@ class ChunkMemory:
         through_frames = set(range(len(wanted))).difference(sparse)
         for k in sorted(through_frames, key=wanted.__getitem__):
             yield k, self._again(*wanted[k])
+
+    def expect(self, chunks: Sequence[int]) -> None:
+        """Say in which order chunks will be read next: compressed ones are fetched ahead then."""
+        if self.compressed:
+            self._inflated.expect(chunks)
 
     def buffers(self, wanted: Sequence[Part]) -> Iterator[tuple[int, Buffer]]:
         """(position, bytes) of many items, from memory where they are resident."""
@@ -181,12 +186,11 @@ class ChunkMemory:
             yield missing[position], data
 
     def read_ahead(self, first: int, last: int) -> ReadAhead | None:
-        """Begin to fetch ahead of a scan over items ``first .. last - 1``; None where that gains nothing.
+        """Begin to fetch ahead of a scan over items ``first .. last - 1``; None where there is nothing to fetch.
 
-        Local files come out of the page cache faster than a request could be made for them; compressed chunks
-        are fetched ahead by their own stream.
+        Compressed chunks are fetched ahead by their own stream.
         """
-        if self._compressed or self.source.local or first >= last:
+        if self.compressed or first >= last:
             return None
         chunk, i = self.reader.where(first)
         entry = (OFFSETS_AT + OFFSET_WIDTH * i) >> self.store.shift
@@ -222,7 +226,7 @@ class ChunkMemory:
         return self._streams.follows(part) or self._streams.follows(self.next_part(part))
 
     def _wants_frames(self, part: Part) -> bool:
-        if self._compressed or (self.source.local and self._longer_than_frame(part[0])):
+        if self.compressed or (self.source.local and self._longer_than_frame(part[0])):
             return True
         return self._rent.should_buy(part)
 
@@ -306,7 +310,7 @@ class ChunkMemory:
     def _parts_needed(self, chunk: int, i: int, deadline: Deadline) -> list[int]:
         """Parts to bring in next for an item: its chunk's first, then its table's, then its own."""
         if not self.reader.chunk_length(chunk):
-            if not self._compressed:
+            if not self.compressed:
                 return [0]
             self._inflated.admit(chunk, deadline)
         try:
@@ -329,7 +333,7 @@ class ChunkMemory:
 
     def _fill(self, chunk: int, need: list[int], scan: bool, deadline: Deadline) -> list[Fill]:
         """Bring parts in, and for a forward reader the ones after them; returns fills that pin them."""
-        if self._compressed:
+        if self.compressed:
             try:
                 return self._inflated.fill(chunk, need[-1] if scan else need[0], scan, deadline)
             except (FormatError, BudgetTooSmallError) as error:
@@ -526,6 +530,7 @@ class ChunkMemory:
         """Refuse everything from now on; leases keep the arena until they are gone."""
         self.store.close()
         self.source.close()
+        self._inflated.close()
 
     def __repr__(self) -> str:
         return f"<ChunkMemory of {self.source.url}: {self.store!r}>"

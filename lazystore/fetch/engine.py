@@ -184,7 +184,7 @@ class WireSource:
         outcome.settle({name: self._pins.size(name) for name in names})
         return Wave(outcome, self.url, timeout)
 
-    def read_all(self, name: str, *, limit: int, timeout: float) -> bytes:
+    def read_all(self, name: str, *, limit: int, timeout: float) -> bytes | bytearray:
         """The whole object; see :class:`lazystore.fetch.source.Source`."""
         batch = Batch(Deadline(timeout, self._policy.clock), urgent=True)
         job = WholeJob(name, limit, self._pins, self.counters)

@@ -74,7 +74,8 @@ class Gate:
             if turn.done() and not turn.cancelled():
                 self.leave(weight)  # admitted and cancelled in the same breath
             else:
-                line.remove(entry)
+                if entry in line:  # else it was cleared away meanwhile
+                    line.remove(entry)
                 self._admit()  # those behind a heavy waiter may fit now
             raise
 
@@ -191,7 +192,7 @@ class Watch:
         Args:
             allowed: seconds of silence that are borne; or a function that tells them, asked now and then with
                 whether anything was heard yet.
-            nudge: called every CHECK_S with the seconds since the start while nothing was heard, until it
+            nudge: called every CHECK_S with the seconds of silence while nothing was heard at all, until it
                 returns True.
         """
         self.started = self._heard = self._loop.time()
@@ -261,7 +262,7 @@ class Watch:
         due = self._heard + self._allowed(self.first > 0) + self._extra
         if now < due:
             self._second = False
-            if not self.first and self._nudge is not None and self._nudge(now - self.started):
+            if not self.first and self._nudge is not None and self._nudge(now - self._heard):
                 self._nudge = None
             self._arm(due)
         elif not self._second:

@@ -321,24 +321,24 @@ class PartJob(Job):
 
 
 class WholeJob(Job):
-    """A whole object as one bytes value of at most ``limit`` bytes.
+    """A whole object as one value of at most ``limit`` bytes.
 
     Its length shows with the answer, so the gate cannot wait for room: it only counts what is in flight.
     """
 
-    __slots__ = ("_due", "_pieces", "_seen", "landed", "limit")
+    __slots__ = ("_body", "_due", "_seen", "landed", "limit")
 
     def __init__(self, name: str, limit: int, pins: Pins, counters: FetchCounters) -> None:
         super().__init__(name, 0, -1, 0, pins, counters)
         self.limit = limit
         self.landed = 0
-        self._pieces: list[bytes] = []
+        self._body = bytearray()
         self._due = UNKNOWN
         self._seen = False
 
-    def result(self) -> bytes:
+    def result(self) -> bytearray:
         """The object's bytes, once nothing is wanted any more."""
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        return self._body
 
     def wanted(self) -> bool:
         return not self._seen
@@ -359,7 +359,7 @@ class WholeJob(Job):
 
     def rewind(self, wire: Wire) -> None:
         super().rewind(wire)
-        self._pieces.clear()
+        self._body = bytearray()
         self.landed = 0
         self._due = UNKNOWN
 
@@ -369,6 +369,7 @@ class WholeJob(Job):
         if identity is not None:
             self.pins.pin(self.name, identity)
         self._due = end
+        self._body = bytearray(end)
         counters = self.counters
         counters.in_flight_bytes += end
         counters.in_flight_peak = max(counters.in_flight_peak, counters.in_flight_bytes)
@@ -377,7 +378,7 @@ class WholeJob(Job):
         length = len(data)
         if self.landed + length > self.limit:
             raise self._too_long(self.landed + length)
-        self._pieces.append(bytes(data))
+        self._body[self.landed : self.landed + length] = data  # grows where no length was told
         self.landed += length
         self._arrived(length)
 

@@ -111,16 +111,16 @@ class LocalSource:
             errand.abandon(self._refusal())
         return flight
 
-    def read_all(self, name: str, *, limit: int, timeout: float) -> bytes:
+    def read_all(self, name: str, *, limit: int, timeout: float) -> bytes | bytearray:
         """The whole file, at most ``limit`` bytes."""
         with self._opened(name) as file:
             size = file.identity[0]
             if size > limit:
                 raise FetchError(f"{self._path(name)} has {size} bytes, at most {limit} are read", url=self._path(name))
-            read = Read(name, 0, memoryview(bytearray(size)))
+            data = bytearray(size)
             if size:
-                self._read_run(file, [read], size)
-            return bytes(read.view)
+                self._read_run(file, [Read(name, 0, memoryview(data))], size)
+            return data
 
     def close(self) -> None:
         """Close every descriptor; reads that run in other threads finish first on their own copies."""

@@ -32,9 +32,10 @@ PATIENCE_GROWTH = 1.5
 PACE_MIN_SAMPLES = 8
 PACE_SAMPLES = 64
 #: Latencies needed before a request that is slower than most of them gets a rival, and the multiple of their
-#: median below which it does not.
+#: median, and the seconds, below which it does not.
 HEDGE_MIN_SAMPLES = 16
 HEDGE_FLOOR = 2.0
+HEDGE_MIN_S = 0.05
 #: How many times as long a request without a body is waited for before it is simply sent again, at least.
 BRIEF_FACTOR = 3.0
 BRIEF_MIN_S = 0.1
@@ -365,7 +366,7 @@ class Pace:
 
     def _usual(self) -> float:
         """Seconds after which most requests have shown a sign of life."""
-        return max(self.p95(), HEDGE_FLOOR * self._firsts.quantile(0.5))
+        return max(self.p95(), HEDGE_FLOOR * self._firsts.quantile(0.5), HEDGE_MIN_S)
 
 
 class _Recent:

@@ -137,8 +137,8 @@ class Source(Protocol):
         """
         ...
 
-    def read_all(self, name: str, *, limit: int, timeout: float) -> bytes:
-        """The whole object, in one request where the storage allows it.
+    def read_all(self, name: str, *, limit: int, timeout: float) -> bytes | bytearray:
+        """The whole object, in one request where the storage allows it; held once, however long.
 
         Raises as :meth:`run` does, and FetchError when it is longer than ``limit`` bytes.
         """

@@ -14,6 +14,8 @@ from lazystore.errors import FormatError, MissingExtraError, UnsupportedError
 
 __all__ = ["ByteStream", "ZstdHeader", "ZstdInflater", "is_zstd", "read_header", "require_codec"]
 
+#: Compressed bytes inflated at a time: the GIL is let go of meanwhile, and had again afterwards.
+READ_BYTES = 512 * 1024
 _ZSTD = re.compile(r"zstd(:(?:[1-9]|1[0-9]|2[0-2]))?")
 
 
@@ -94,7 +96,7 @@ class ZstdInflater:
 
     def __init__(self, stream: ByteStream, *, max_window: int) -> None:
         decompressor = _zstandard()(max_window_size=max(max_window, 1 << 10))
-        self._reader = decompressor.stream_reader(stream, read_size=128 * 1024)
+        self._reader = decompressor.stream_reader(stream, read_size=READ_BYTES)
         self.position = 0
 
     def readinto(self, view: memoryview) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lazystore._core.walk import Walk
 from lazystore.cache.stats import memory_stats
 from lazystore.config import EvictionPolicy
-from lazystore.errors import ConfigError
+from lazystore.errors import ConfigError, UnsupportedError
 from lazystore.fetch import open_source
 from lazystore.formats.litdata import INDEX_NAME
 from lazystore.streaming.item_loader import BaseItemLoader
@@ -37,8 +37,8 @@ from lazystore.streaming.order import Shape
 from lazystore.streaming.prefetch import RouteFeed
 from lazystore.streaming.session import Session, fingerprint, order_kind
 from lazystore.streaming.subset import Selection, split, subsample, subset
-from lazystore.streaming.torch_kind import TorchKind
 from lazystore.streaming.topology import worker
+from lazystore.streaming.torch_kind import TorchKind
 
 if TYPE_CHECKING:
     from lazystore._core.frames import Lease
@@ -120,9 +120,7 @@ class StreamingDataset(TorchKind):
             with placed(f"{source.url}/{INDEX_NAME}"):
                 block = bool(item_loader and item_loader.block_size)
                 self._plan = compile_plan(self._index, allow_pickle, serializers, block=block)
-                self._counts, self._stride = number_items(
-                    self._index, item_loader, source, self._config.chunk_timeout
-                )
+                self._counts, self._stride = number_items(self._index, item_loader, source, self._config.chunk_timeout)
             self._attach(source, self._budget)
         except BaseException:
             source.close()
@@ -160,6 +158,7 @@ class StreamingDataset(TorchKind):
             fingerprint(self._index, self._counts, selection),
             kind=order_kind(arguments["shuffle"], arguments["order"]),
             budget=self._budget,
+            compressed=bool(self._index.compression),
             world_size=arguments["world_size"],
             **{name: arguments[name] for name in ("seed", "drop_last", "rank", "batch_size")},
         )
@@ -246,12 +245,17 @@ class StreamingDataset(TorchKind):
         shape = self._session.shape
         legs = route.legs(min(start, route.length))
         arena = memory.store.n_frames * memory.store.frame_bytes
-        shared = not self._index.compression and sum(self._index.hints) <= arena * FITS_SHARE
+        fits = sum(self._index.hints) <= arena * FITS_SHARE
+        if self._index.compression and not fits and self._session.kind == "global":
+            raise UnsupportedError(
+                "a global shuffle of compressed chunks that memory does not hold would inflate a chunk for every item; "
+                "use shuffle=True, or give more memory"
+            )
         if self._selection is not None:
             starts = array("Q", accumulate(self._counts, initial=0))
             legs = self._selection.legs(legs, starts)
             shape = Shape(self._counts, self._index.hints)
-        feed = RouteFeed(memory, legs, shape, shared=shared)
+        feed = RouteFeed(memory, legs, shape, shared=fits)
         walk = Walk(self._reader, feed, progress)
         weakref.finalize(walk, feed.close)
         return walk, max(0, route.length - start)

@@ -98,17 +98,21 @@ def placed(place: str) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from error
 
 
-def make_memory(source: Source, index: LitDataIndex, config: StreamingConfig, budget: int, fallback: bool) -> ChunkMemory:
+def make_memory(
+    source: Source, index: LitDataIndex, config: StreamingConfig, budget: int, fallback: bool
+) -> ChunkMemory:
     """The arena gets what is left of the budget after requests in flight and inflation."""
     compressed = bool(index.compression)
     window = min(max(budget // WINDOW_SHARE, min(MIN_WINDOW, budget // 2)), MAX_WINDOW) if compressed else 0
+    if compressed and not source.local:  # besides the history, compressed bytes wait their turn
+        window += min(in_flight_bytes(budget), (budget - window) // 4)
     tables = budget // TABLES_SHARE if budget >= MIB else 0
     reserved = window + tables + (0 if source.local else BODY_COPIES * in_flight_bytes(budget))
     smallest = smallest_budget(local=source.local, compressed=compressed)
     if budget < smallest or budget - reserved < MIN_BYTES:
         raise BudgetTooSmallError(
             f"a memory budget of {budget} bytes is too small for {source.url}: give at least {smallest} bytes "
-    f"({window} are for decompression, {reserved - window} for requests in flight and offset tables)"
+            f"({window} are for decompression, {reserved - window} for requests in flight and offset tables)"
         )
     store = FrameStore(budget - reserved, policy=config.eviction_policy.value)
     return ChunkMemory(
@@ -118,7 +122,9 @@ def make_memory(source: Source, index: LitDataIndex, config: StreamingConfig, bu
     )  # fmt: skip
 
 
-def compile_plan(index: LitDataIndex, allow_pickle: bool, serializers: Mapping[str, Any] | None, *, block: bool) -> DecodePlan:
+def compile_plan(
+    index: LitDataIndex, allow_pickle: bool, serializers: Mapping[str, Any] | None, *, block: bool
+) -> DecodePlan:
     leaves = [leaf_operation(tag, allow_pickle=allow_pickle, serializers=serializers) for tag in index.tags]
     if index.tokens:
         return DecodePlan(leaves, [("leaf",)], names=index.tags, headless=True)

@@ -29,6 +29,7 @@ __all__ = [
     "Shape",
     "Span",
     "Topology",
+    "WHOLE_CHUNKS",
     "WindowLeg",
     "check_bounds",
     "clip",
@@ -41,6 +42,8 @@ __all__ = [
 MAX_LEG = 32768
 #: The orders there are. What one means for a seed never changes; a change would get a new name.
 KINDS = ("sequential", "window", "global", "litdata", "litdata-0.2.70")
+#: ``block_bytes`` from here on: blocks are whole chunks, for bytes that come only from a chunk's start on (compressed).
+WHOLE_CHUNKS = 1 << 47
 #: Stored bytes of an item where nobody knows.
 UNKNOWN_ITEM_BYTES = 4096
 # What a key is for; each draws numbers of its own from the same seed.
@@ -236,7 +239,7 @@ def check_bounds(start: int, stop: int | None, length: int) -> int:
     return end
 
 
-def clip(groups: Sequence[Group], places: array[int], first: int, last: int) -> tuple[tuple[Group, ...], array[int]]:
+def clip(groups: Sequence[Group], places: array[int], first: int, last: int) -> tuple[list[Group], array[int]]:
     """The groups and places of a leg cut down to its positions ``first .. last - 1``, now counted from 0."""
     kept, kept_places, at = [], array("I"), 0
     for span, numbers in groups:
@@ -248,7 +251,7 @@ def clip(groups: Sequence[Group], places: array[int], first: int, last: int) -> 
         at += len(numbers)
         if chosen:
             kept.append(Group(span, chosen))
-    return tuple(kept), kept_places
+    return kept, kept_places
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from lazystore._core.scan import ItemIterator
 from lazystore.cache.flight import Deadline
-from lazystore.errors import ArenaFullError, FetchTimeoutError, LazyStoreError
-from lazystore.streaming.order import ListLeg, RangeLeg, Span, WindowLeg
+from lazystore.errors import ArenaFullError, BudgetTooSmallError, FetchTimeoutError, LazyStoreError
+from lazystore.streaming.order import WHOLE_CHUNKS, ListLeg, RangeLeg, Span, WindowLeg
 
 if TYPE_CHECKING:
     from lazystore.cache.memory import ChunkMemory
@@ -27,8 +27,11 @@ __all__ = ["WINDOW_SHARE", "RouteFeed", "window_bytes"]
 
 #: The window of a shuffle takes this share of the budget; the rest is for what is fetched ahead of it.
 WINDOW_SHARE = 2
-#: Blocks in a window: more mix better, fewer make longer requests.
-WINDOW_BLOCKS = 32
+#: The same for compressed chunks: their streams need a share too, and the chunk that is inflated next is a whole one.
+COMPRESSED_SHARE = 4
+#: Blocks in a window: more mix better, fewer make longer requests. At least so many, and more of this many bytes each,
+#: but not more than so many.
+WINDOW_BLOCKS, BLOCK_BYTES, MAX_BLOCKS = 32, 1 << 20, 256
 #: A block is a little shorter than its share, so that its offsets and a part-filled last frame fit too.
 BLOCK_FILL = 0.9
 MIN_BLOCK = 16 * 1024
@@ -42,10 +45,13 @@ MAX_LEGS = 256
 TABLES_AHEAD = 8
 
 
-def window_bytes(budget: int) -> tuple[int, int]:
-    """(bytes of the window, bytes of a block) of a shuffle inside ``budget`` bytes."""
+def window_bytes(budget: int, *, compressed: bool) -> tuple[int, int]:
+    """(bytes of the window, bytes of a block) of a shuffle inside ``budget`` bytes; whole chunks if compressed."""
+    if compressed:
+        return budget // COMPRESSED_SHARE, WHOLE_CHUNKS
     window = budget // WINDOW_SHARE
-    return window, max(MIN_BLOCK, int(window // WINDOW_BLOCKS * BLOCK_FILL))
+    share = max(min(window // WINDOW_BLOCKS, BLOCK_BYTES), window // MAX_BLOCKS)
+    return window, max(MIN_BLOCK, int(share * BLOCK_FILL))
 
 
 class RouteFeed:
@@ -189,6 +195,8 @@ class RouteFeed:
                 self._coming[span] = self._load(span)  # it was given up to make room, or failed before
             self._coming[span].wanted = self._coming[span].granted = True
         full = False
+        if memory.compressed:
+            memory.expect([span.chunk for span in self._coming])
         while True:
             seen = memory.arrivals.count
             memory.settle()
@@ -257,9 +265,15 @@ class RouteFeed:
                 self._coming[span] = self._load(span)
                 return
         span = next(span for span in missing if self._coming[span].stuck)
-        error = ArenaFullError(
-            f"{self._memory.place(span.chunk, span.first)} and the rest of its block: {self._memory.store.full_message()}"
-        )
+        place = self._memory.place(span.chunk, span.first)
+        error = ArenaFullError(f"{place} and the rest of its block: {self._memory.store.full_message()}")
+        if self._memory.compressed:
+            nbytes = self._shape.nbytes[span.chunk]
+            raise BudgetTooSmallError(
+                f"{place}: a shuffle needs its chunk inflated as a whole, some {nbytes} bytes, and the memory holds "
+                f"{self._limit * self._memory.store.frame_bytes}; give memory={COMPRESSED_SHARE * nbytes} bytes or more, "
+                "or read in order"
+            )
         if not self._memory.fallback:
             raise error
         self._coming.pop(span).close()

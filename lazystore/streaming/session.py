@@ -74,6 +74,7 @@ class Session:
         budget: bytes the dataset may use; the shuffle's window comes out of it.
         rank, world_size: None finds them (:func:`lazystore.streaming.topology.detect`).
         batch_size: items a batch, where the order or the sharing depends on it.
+        compressed: chunks are inflated from their start: shuffles work on whole ones.
 
     Threads: one pass at a time counts as the present one. Fork, spawn: a copy goes its own way.
     """
@@ -90,11 +91,13 @@ class Session:
         rank: int | None,
         world_size: int | None,
         batch_size: int,
+        compressed: bool = False,
     ) -> None:
         self.shape = shape
         self.budget = budget
         self._mark = mark
         self._rank, self._world = detect(rank, world_size)
+        self._compressed = compressed
         self._kind = kind
         self._seed = seed
         self._drop_last = self._world > 1 if drop_last is None else bool(drop_last)
@@ -123,7 +126,7 @@ class Session:
 
     def spec(self, workers: int) -> OrderSpec:
         """The order, for readers that share the budget with ``workers - 1`` others."""
-        window, block = window_bytes(self.budget // workers)
+        window, block = window_bytes(self.budget // workers, compressed=self._compressed)
         return OrderSpec(self._kind, self._seed, window, block, self._drop_last)
 
     def length(self) -> int:
@@ -166,6 +169,10 @@ class Session:
             self._pass = None
             self._loaded = None
             self._epoch += 1
+
+    @property
+    def kind(self) -> str:
+        return self._kind
 
     @property
     def rank(self) -> int:

@@ -72,15 +72,21 @@ def _window(spec: OrderSpec, counts: Sequence[int], nbytes: Sequence[int], items
 def _dealt(span: Block, block: int, key: int, window: int, step: int, steps: int) -> dict[int, list[int]]:
     """The block's numbers by the round they come in."""
     _, first, last = span
-    count = last - first
     draw = derive_key(key, 3, block)
-    groups: defaultdict[int, list[int]] = defaultdict(list)
-    for k, number in enumerate(shuffled(first, count, derive_key(key, 2, block))):
-        group = next(g for g in range(window) if count * g // window <= k < count * (g + 1) // window)
-        groups[step + (group - draw) % window].append(number)
-    late = sorted(due for due in groups if due >= steps)
-    moved = {due: steps + (k * (window - 1) // len(late) + draw) % (window - 1) for k, due in enumerate(late)}
-    return {moved.get(due, due): numbers for due, numbers in groups.items()}
+    numbers = shuffled(first, last - first, derive_key(key, 2, block))
+    dealt, at = {}, 0
+    for after in range(min(window, steps - step)):
+        part = (after + draw % window) % window
+        size = len(numbers) * (part + 1) // window - len(numbers) * part // window
+        dealt[step + after] = numbers[at : at + size]
+        at += size
+    late = numbers[at:]
+    for after in range(window - 1 if late else 0):
+        part = (after + draw % (window - 1)) % (window - 1)
+        size = len(late) * (part + 1) // (window - 1) - len(late) * part // (window - 1)
+        dealt[steps + after] = numbers[at : at + size]
+        at += size
+    return dealt
 
 
 def _cut(counts: Sequence[int], nbytes: Sequence[int], items: list[Item], block_bytes: int) -> tuple[list[Block], int]:

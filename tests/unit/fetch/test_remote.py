@@ -163,9 +163,12 @@ def test_one_wave_sends_one_request_per_range_and_no_more(
     reads = [read_of("chunk.bin", i * 100, 50) for i in range(64)]
     source.run(reads, stat=["chunk.bin"], timeout=60)
     stats = faultless.stats()
-    assert stats["requests"] == {"GET": 64}
-    assert stats["bytes_sent"] == 64 * 50
-    assert source.counters.requests == 64
+    # On a machine that is busy elsewhere a request may look slow, and get a rival.
+    most = 64 + source.counters.extra["hedges"]
+    assert 64 <= stats["requests"].pop("GET") <= most <= 64 + 3
+    assert stats["requests"] == {}
+    assert 64 * 50 <= stats["bytes_sent"] <= most * 50
+    assert source.counters.requests == most
 
 
 @pytest.mark.parametrize("kind", WIRED)

@@ -25,7 +25,6 @@ from lazystore import (
     StreamingConfig,
     StreamingDataset,
     TokensLoader,
-    UnsupportedError,
 )
 
 COUNT = 400

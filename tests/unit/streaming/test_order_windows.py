@@ -143,7 +143,7 @@ def test_the_last_items_are_mixed_as_well() -> None:
     counts = [1000] * 64
     legs = window_legs(window_route(counts, [MB] * 64, 32 * MB, MB))
     drain = [leg for leg in legs if not leg.enter][-31:]
-    assert all(10 < len(leg.groups) < 25 for leg in drain)
+    assert all(len(leg.groups) > 25 for leg in drain)
     assert all(300 < len(leg) < 800 for leg in drain)
 
 
