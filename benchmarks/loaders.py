@@ -38,6 +38,8 @@ def lazystore(run: Run) -> Iterable[Any]:
 
 def lazystore_streaming(run: Run) -> Iterable[Any]:
     """lazystore's StreamingDataLoader."""
+    import torch  # noqa: F401 - its absence is to be reported as such
+
     from lazystore import StreamingDataset
     from lazystore.adapters.torch import StreamingDataLoader
 

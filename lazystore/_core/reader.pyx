@@ -107,8 +107,10 @@ cdef class Reader:
         """Lay the chunks' items end to end."""
         cdef int64_t k
         cdef uint64_t total = 0
+        if counts.shape[0] != self.n_chunks:
+            raise ConfigError(f"the counts of {self.n_chunks} chunks changed while they were read")
         for k in range(self.n_chunks):
-            if k >= counts.shape[0] or counts[k] > MAX_ITEMS - total:
+            if counts[k] > MAX_ITEMS - total:
                 raise ConfigError(f"the counts of {self.n_chunks} chunks add up to more than 2**62 items")
             total += counts[k]
             self.starts[k + 1] = total

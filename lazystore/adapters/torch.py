@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ class StreamingDataLoader(DataLoader):  # type: ignore[misc]
     Raises:
         ConfigError: given a sampler (use torch's DataLoader for that), or a dataset without an order of its own.
 
+    Workers leave Ctrl-C to the parent, which ends them at once; everything else about processes is torch's.
     Threads: one at a time may iterate or ask for the state. Fork, spawn: workers get a copy of the dataset. Pickle:
     as a DataLoader, without running workers.
     """
@@ -229,12 +231,17 @@ class _Feed(IterableDataset):  # type: ignore[misc]
 
 
 class _Begin:
-    """First act of a worker: it shows the dataset itself where torch would show the feed."""
+    """First act of a worker: it shows the dataset itself where torch would show the feed, and leaves Ctrl-C to others.
+
+    Ctrl-C reaches all processes of a terminal. A worker that it ends waits for somebody to take its last batches from
+    the pipe, while the trainer waits 5 s for each worker; ended by the trainer, workers drop what they have.
+    """
 
     def __init__(self, then: Callable[[int], None] | None) -> None:
         self._then = then
 
     def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         info = get_worker_info()
         object.__setattr__(info, "dataset", info.dataset.dataset)  # it refuses plain assignment
         if self._then is not None:

@@ -1,7 +1,7 @@
 """Reading ahead of a scan: the parts it will want next are on their way before it asks.
 
-Which parts those are is plain (a scan goes forward); how many, the arena decides. Frames of
-parts that were fetched ahead stay pinned until the scan is past them.
+Which parts those are is plain (a scan goes forward); how many, the arena decides. What was fetched
+ahead is not pinned: an iterator that nobody goes on with holds nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MIB = 1 << 20
 #: Bytes of one request: long enough to carry, short enough that many are under way.
 GROUP_BYTES = MIB
 #: Share of the arena that may be fetched, or held, ahead of the scan.
-AHEAD_SHARE = 2
+AHEAD_SHARE = 4
 FIRST_GROUPS = 2
 
 
@@ -31,7 +31,7 @@ class ReadAhead:
         memory: whose frames they go to.
         end: the last part the scan will want.
 
-    Memory: at most half of the arena's frames. Threads: used by the scan's thread. Fork: the waves are dead in the
+    Memory: at most a quarter of the arena's frames, and those only while bytes are under way to them. Threads: used by the scan's thread. Fork: the waves are dead in the
     child, and it starts anew. Pickling: none.
     """
 
@@ -43,7 +43,7 @@ class ReadAhead:
         self._depth = min(self._most, FIRST_GROUPS * self._group)
         self._next: Part = (-1, -1)
         self._stopped: Part = (-1, -1)  # where to go on once the scan has a farther end
-        self._waves: deque[Wave] = deque()
+        self._sent: deque[tuple[list[Part], Wave | None]] = deque()
 
     def begin(self, parts: list[Part]) -> None:
         """Start with these parts (the first ones a scan needs), then go on after the last of them."""
@@ -57,15 +57,15 @@ class ReadAhead:
         """The scan has entered a part: let go of those before it, and send for more."""
         here = (chunk, part)
         self._memory.settle()
-        while self._waves and max(self._waves[0].fills, default=here) < here:
-            self._waves.popleft().drop()
+        while self._sent and self._sent[0][0][-1] < here:
+            self._forget(self._sent.popleft()[1])
         if self._next[0] >= 0 and self._next < here:
             self._next = here
         self._depth = min(self._most, 2 * self._depth)
         self._top_up()
 
     def _ahead(self) -> int:
-        return sum(len(wave.fills) for wave in self._waves)
+        return sum(len(parts) for parts, _ in self._sent)
 
     def _top_up(self) -> None:
         ahead = self._ahead()
@@ -95,8 +95,8 @@ class ReadAhead:
     def _send(self, parts: list[Part]) -> bool:
         """Send for parts; False when no frame is to be had for all of them now: the rest is next then."""
         wave, sent = self._memory.send(parts)
-        if wave is not None:
-            self._waves.append(wave)
+        if sent:
+            self._sent.append((parts[:sent], wave))
         if sent < len(parts):
             self._next = parts[sent]
         return sent == len(parts)
@@ -104,8 +104,12 @@ class ReadAhead:
     def close(self) -> None:
         """Cancel what is under way and let the frames go."""
         self._next = (-1, -1)
-        while self._waves:
-            self._waves.popleft().drop()
+        while self._sent:
+            self._forget(self._sent.popleft()[1])
+
+    def _forget(self, wave: Wave | None) -> None:
+        if wave is not None:
+            wave.drop()
 
     def __repr__(self) -> str:
         return f"<ReadAhead, {self._ahead()} parts ahead, {self._depth} wanted>"

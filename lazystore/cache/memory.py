@@ -50,6 +50,8 @@ REMOTE_REQUEST_BYTES = 256 * 1024
 #: Most bytes a forward reader fetches at once.
 LOCAL_WINDOW = 4 * MIB
 REMOTE_WINDOW = 16 * MIB
+#: Seconds without any arrival after which a reader stops waiting for a frame and reads its item directly.
+ROOM_PATIENCE = 0.25
 #: Share of the deadline that frames get before the item is read directly.
 FRAMES_SHARE = 0.75
 
@@ -273,6 +275,7 @@ class ChunkMemory:
 
     def _brought(self, chunk: int, i: int, scan: bool, deadline: Deadline, held: list[Fill]) -> Buffer:
         full: ArenaFullError | None = None
+        patience = Deadline(ROOM_PATIENCE)
         while True:
             seen = self.arrivals.count
             self.settle()
@@ -298,14 +301,17 @@ class ChunkMemory:
                 fills = self._fill(chunk, need, scan, deadline)
                 full = None
             except ArenaFullError as error:
-                # Frames others are filling come free by themselves; pinned ones are somebody's to release.
-                if self.fallback and not self.store.filling:
+                # Frames others are filling come free by themselves, unless those others wait for us;
+                # pinned ones are somebody's to release.
+                if self.fallback and (patience.passed() or not self.store.filling):
                     raise
                 full = error
                 fills = []
             held += fills
             if not fills:
                 self.arrivals.wait(deadline, seen)
+                if self.arrivals.count != seen:
+                    patience = Deadline(ROOM_PATIENCE)
 
     def _parts_needed(self, chunk: int, i: int, deadline: Deadline) -> list[int]:
         """Parts to bring in next for an item: its chunk's first, then its table's, then its own."""
@@ -373,11 +379,12 @@ class ChunkMemory:
             self._rent.bought(part)
         return list(fills.values())
 
-    def send(self, parts: Sequence[Part], *, urgent: bool = False) -> tuple[Wave | None, int]:
+    def send(self, parts: Sequence[Part], *, urgent: bool = False, hold: bool = False) -> tuple[Wave | None, int]:
         """Send for parts without waiting.
 
         Parameters:
             urgent: somebody waits for them already.
+            hold: keep them pinned until the wave is dropped.
 
         Returns:
             The wave, None when all of them are resident or on their way; and how many of the parts, from the
@@ -396,7 +403,7 @@ class ChunkMemory:
         stat = list({self._layout.names[c]: None for c, _ in fills if not self.reader.chunk_length(c)})
         wave = Wave(
             self.source, fills, self._reads(fills),
-            stat=stat, timeout=self.timeout, urgent=urgent, on_done=self._note_arrival,
+            stat=stat, timeout=self.timeout, urgent=urgent, hold=hold, on_done=self._note_arrival,
         )  # fmt: skip
         return wave, sent
 

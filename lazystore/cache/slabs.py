@@ -9,6 +9,7 @@ their own, offsets first, so that nothing is fetched that is not wanted.
 from __future__ import annotations
 
 import itertools
+import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
@@ -126,6 +127,7 @@ class SlabLoad:
         wanted: somebody waits for it.
         stuck: it was granted frames and found none.
         slab: the result, once :meth:`pump` has said True.
+        sent_at: when its bytes were sent for, by the monotonic clock; 0.0 before.
         error, retried: notes of whoever drives it.
     """
 
@@ -136,6 +138,7 @@ class SlabLoad:
         self._table_bytes = 0 if loader.stride else OFFSET_WIDTH * (last - first + 1)
         self.frames = 1 + -(-(nbytes + self._table_bytes) // loader.store.frame_bytes)
         self.granted = self.wanted = self.stuck = self.retried = False
+        self.sent_at = 0.0
         self.slab: Slab | None = None
         self.error: LazyStoreError | None = None
         self._over = False
@@ -262,11 +265,14 @@ class SlabLoad:
         while not self._take(self.frames):
             yield
         row = [memoryview(fill) for fill in self._fills]
+        reads = self._body_reads(row, begin, body_at, total)
         try:
             _copy_into(row, offsets)
-            yield from self._run_if(self._body_reads(row, begin, body_at, total))
+            if reads:
+                yield from self._run(reads)
         finally:
-            for view in row:
+            # Not left to reference counts: the traceback of an error that somebody keeps would keep the frames.
+            for view in (*(read.view for read in reads), *row):
                 view.release()
         for fill in self._fills:
             fill.commit()
@@ -276,10 +282,6 @@ class SlabLoad:
             loader.store, self.chunk, self.first, self.last, table=where, table_at=0, body=where, body_at=body_at,
             begin=begin, end=end, stride=loader.stride,
         )  # fmt: skip
-
-    def _run_if(self, reads: list[Read]) -> Pause:
-        if reads:
-            yield from self._run(reads)
 
     def _body_reads(self, row: Sequence[memoryview], begin: int, body_at: int, total: int) -> list[Read]:
         """One read a frame: consecutive ranges, so that one request serves them."""
@@ -309,6 +311,7 @@ class SlabLoad:
             self._let_go()
             self.stuck = True
             return False
+        self.sent_at = time.monotonic()
         return True
 
     # -- in the chunk's own parts -------------------------------------------------------
@@ -368,9 +371,10 @@ class SlabLoad:
             absent = [part for part, state in zip(parts, states, strict=True) if state == "absent"]
             while absent and self.granted:
                 some = [part for part in absent[:group] if part - absent[0] < group]
-                wave_sent, sent = memory.send([(self.chunk, part) for part in some], urgent=self.wanted)
+                wave_sent, sent = memory.send([(self.chunk, part) for part in some], urgent=self.wanted, hold=True)
                 if wave_sent is not None:
                     self._waves.append(wave_sent)
+                    self.sent_at = time.monotonic()
                 if sent < len(some):
                     self.stuck = True
                     break

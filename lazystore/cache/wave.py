@@ -6,6 +6,7 @@ readable by whoever looks next (:meth:`Wave.land`), never by the thread that fet
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -27,20 +28,21 @@ class Wave:
 
     Parameters:
         source: asked for the bytes.
-        fills: the frames, by part; they stay pinned until :meth:`release`.
+        fills: the frames, by part.
         reads: one a part, into its fill.
         stat: objects whose size is wanted too.
         timeout: seconds, retries included.
         urgent: somebody waits for it already.
+        hold: keep the frames pinned until :meth:`drop`, not just until they have landed.
         on_done: called from any thread when the flight has ended; must be quick.
 
     Attributes:
         error: why parts were given up, once landed.
 
-    Threads: made, landed and dropped by any thread, one at a time. Fork: dead in the child. Pickling: none.
+    Threads: landed and dropped by any thread. Fork: dead in the child. Pickling: none.
     """
 
-    __slots__ = ("_flight", "_over", "_reads", "error", "fills")
+    __slots__ = ("_flight", "_hold", "_lock", "_over", "_reads", "error", "fills")
 
     def __init__(
         self,
@@ -51,11 +53,14 @@ class Wave:
         stat: Sequence[str],
         timeout: float,
         urgent: bool,
+        hold: bool,
         on_done: Callable[[Wave], None],
     ) -> None:
         self.fills = dict(fills)
         self._reads = dict(reads)
         self._over = False
+        self._hold = hold
+        self._lock = threading.RLock()  # a finalizer may drop it in the very thread that lands it
         self.error: LazyStoreError | None = None
         self._flight: Flight | None = None
 
@@ -77,29 +82,36 @@ class Wave:
 
     def land(self, land: Callable[[Part, Fill, Read, dict[str, int]], None]) -> None:
         """Make what arrived readable; parts that failed are given up, for whoever wants them to fetch anew."""
-        if self._over or self._flight is None:
-            return
-        self._over = True
-        try:
-            sizes = self._flight.result()
-            for part, fill in self.fills.items():
-                land(part, fill, self._reads[part], sizes)
-        except LazyStoreError as error:
-            # Nothing is lost: whoever asks for the part meets the error, with its place, or cures it.
-            self.error = error.with_traceback(None)
-        finally:
-            self._close()
+        with self._lock:
+            if self._over or self._flight is None:
+                return
+            self._over = True
+            try:
+                sizes = self._flight.result()
+                for part, fill in self.fills.items():
+                    land(part, fill, self._reads[part], sizes)
+            except LazyStoreError as error:
+                # Nothing is lost: whoever asks for the part meets the error, with its place, or cures it.
+                self.error = error.with_traceback(None)
+            finally:
+                self._close()
+                if not self._hold:
+                    self._release()
 
     def drop(self) -> None:
         """Give up what has not landed, and let every frame go."""
-        if not self._over:
-            self._over = True
-            if self._flight is not None:
-                self._flight.cancel()
-            self._close()
+        with self._lock:
+            if not self._over:
+                self._over = True
+                if self._flight is not None:
+                    self._flight.cancel()
+                self._close()
+            self._release()
+
+    def _release(self) -> None:
         for fill in self.fills.values():
             fill.release()
-        self.fills.clear()
+        self.fills = {}
 
     def _close(self) -> None:
         for part, fill in self.fills.items():

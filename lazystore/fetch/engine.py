@@ -394,6 +394,7 @@ class WireSource:
         """One request, or two for the same; returns what went wrong."""
         gate, pace, number, silent = link.gate, link.pace, job.streak + 1, job.silent_bytes(link.wire)
         await gate.enter(job.weight, batch.urgent)
+        job.gate, job.eased = gate, 0
         if isinstance(job, HeadJob):
             self.counters.extra["stat_requests"] += 1
         else:
@@ -411,7 +412,8 @@ class WireSource:
                 error = await self._sent(link, job.attempt(link.wire), watch)
                 self._judge(link, job, watch, error)
             finally:
-                gate.leave(job.weight)
+                job.gate = None
+                gate.leave(job.weight, job.eased)
             rival = job.rival
             if rival is not None and (job.beaten or (error is not None and classify(error) in _RETRYABLE)):
                 error = await self._sent(link, rival.outcome(), watch)

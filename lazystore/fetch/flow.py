@@ -86,11 +86,20 @@ class Gate:
         self._take(weight)
         return True
 
-    def leave(self, weight: int) -> None:
-        """Give back what :meth:`enter` took."""
+    def ease(self, nbytes: int) -> None:
+        """Bytes of a request have landed: others may be sent for, before that request has ended.
+
+        So requests that were sent together do not end together and leave the link idle for a round trip.
+        """
+        self._room += nbytes
+        self._counters.in_flight_bytes -= nbytes
+        self._admit()
+
+    def leave(self, weight: int, eased: int = 0) -> None:
+        """Give back what :meth:`enter` took, less what was given back by :meth:`ease`."""
         self._busy -= 1
-        self._room += weight
-        self._counters.in_flight_bytes -= weight
+        self._room += weight - eased
+        self._counters.in_flight_bytes -= weight - eased
         self.throttle.left(weight)
         self._admit()
 

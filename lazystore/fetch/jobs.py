@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lazystore.errors import ConfigError
-from lazystore.fetch.flow import Watch
+from lazystore.fetch.flow import Gate, Watch
 from lazystore.fetch.plan import split
 from lazystore.fetch.retry import SLOWEST_RATE, Deadline, Verdict, WireError
 from lazystore.fetch.source import FetchCounters, Read
@@ -102,11 +102,12 @@ class Job:
         error: how the latest attempt failed.
         rival: the second request that may take the place of the one under way, if there is one.
         beaten: whether it did.
+        gate, eased: who let the request under way in, and how much of its weight it has got back since.
     """
 
     __slots__ = (
-        *("attempts", "beaten", "begin", "counters", "end", "error", "name", "pins", "rival", "streak"),
-        *("watch", "weight"),
+        *("attempts", "beaten", "begin", "counters", "eased", "end", "error", "gate", "name", "pins", "rival"),
+        *("streak", "watch", "weight"),
     )
 
     def __init__(self, name: str, begin: int, end: int, weight: int, pins: Pins, counters: FetchCounters) -> None:
@@ -122,6 +123,8 @@ class Job:
         self.watch: Watch | None = None
         self.rival: Any = None
         self.beaten = False
+        self.gate: Gate | None = None
+        self.eased = 0
 
     def alone(self) -> None:
         """The attempt is over: nothing of a second request is wanted any more."""
@@ -306,6 +309,10 @@ class PartJob(Job):
             else:
                 self._scatter(at, memoryview(data))
         self.landed = at + length
+        if self.gate is not None:
+            step = min(length, self.weight - self.eased)
+            self.eased += step
+            self.gate.ease(step)
         self._arrived(length)
 
     def _scatter(self, at: int, data: memoryview) -> None:

@@ -104,9 +104,10 @@ def make_memory(
     """The arena gets what is left of the budget after requests in flight and inflation."""
     compressed = bool(index.compression)
     window = min(max(budget // WINDOW_SHARE, min(MIN_WINDOW, budget // 2)), MAX_WINDOW) if compressed else 0
-    if compressed and not source.local:  # besides the history, compressed bytes wait their turn
-        window += min(in_flight_bytes(budget), (budget - window) // 4)
     tables = budget // TABLES_SHARE if budget >= MIB else 0
+    if compressed and not source.local:  # besides the history, compressed bytes wait their turn
+        spare = budget - window - tables - BODY_COPIES * in_flight_bytes(budget) - MIN_BYTES
+        window += max(0, min(in_flight_bytes(budget), spare // 4))
     reserved = window + tables + (0 if source.local else BODY_COPIES * in_flight_bytes(budget))
     smallest = smallest_budget(local=source.local, compressed=compressed)
     if budget < smallest or budget - reserved < MIN_BYTES:

@@ -8,6 +8,7 @@ all of it happens when the next leg is asked for, and the storage client works i
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,8 +38,9 @@ BLOCK_FILL = 0.9
 MIN_BLOCK = 16 * 1024
 #: Frames no load may take: for the reads of others and what does not go as planned.
 SPARE_FRAMES = 4
-#: Bytes fetched beside the first leg's: more would share the link with the item that is waited for.
-FIRST_BYTES = 2 << 20
+#: Bytes fetched beside the first leg's, and for how many seconds no more than those: more would share the link
+#: with the item that is waited for.
+FIRST_BYTES, HEAD_START = 2 << 20, 0.012
 #: Legs looked at ahead, however little their spans take.
 MAX_LEGS = 256
 #: Loads beyond those that have frames, so that their offsets are known when frames come free.
@@ -206,6 +208,8 @@ class RouteFeed:
             self._pump_ahead(0 if full else self._room)  # nobody else takes the frames that are wanting here
             if not missing:
                 return
+            if self._room < self._limit:
+                self._widen(missing)
             if stuck and not deadline.passed():
                 self._make_room(missing, present)
                 continue
@@ -215,7 +219,13 @@ class RouteFeed:
                     f"{deadline.timeout:g} s; the storage is too slow, or others keep every frame busy",
                     url=memory.source.url, elapsed=deadline.timeout,
                 )  # fmt: skip
-            memory.arrivals.wait(deadline, seen)
+            memory.arrivals.wait(deadline if self._room == self._limit else Deadline(HEAD_START), seen)
+
+    def _widen(self, missing: Sequence[Span]) -> None:
+        """The first leg's bytes are well on their way: those of others may follow."""
+        sent = [self._coming[span].sent_at for span in missing]
+        if all(sent) and time.monotonic() - max(sent) > HEAD_START:
+            self._room = self._limit
 
     def _pump(self, span: Span) -> bool:
         """Go on with a span that is needed now; one failed attempt made ahead of time is not its last."""

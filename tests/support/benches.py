@@ -10,10 +10,13 @@ from lazystore._core.decode import DecodePlan
 from lazystore._core.frames import FrameStore
 from lazystore._core.reader import Reader
 from lazystore._core.scan import ItemIterator
+from lazystore._core.walk import Progress, Walk
 from lazystore.cache.memory import ChunkMemory
 from lazystore.formats.leaves import leaf_operation
 from lazystore.formats.litdata import parse_index
 from lazystore.formats.pytree import compile_tree
+from lazystore.streaming.order import OrderSpec, Route, Shape, Topology, make_route
+from lazystore.streaming.prefetch import RouteFeed
 
 
 class Bench:
@@ -23,6 +26,7 @@ class Bench:
         settings = {"timeout": 20.0, "fallback": True, "compressed": False, **options}
         index = parse_index(source.objects["index.json"], place="index.json")
         self.source = source
+        self.index = index
         self.store = FrameStore(budget)
         self.memory = ChunkMemory(source, index, self.store, **settings)
         leaves = [leaf_operation(tag, allow_pickle=False) for tag in index.tags]
@@ -32,6 +36,19 @@ class Bench:
 
     def scan(self, start: int, stop: int) -> ItemIterator:
         return ItemIterator(self.reader, start, stop)
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.index.counts, self.index.hints)
+
+    def route(self, kind: str = "window", *, window: int = 1 << 18, block: int = 1 << 14, epoch: int = 1) -> Route:
+        """One reader's route over everything."""
+        return make_route(OrderSpec(kind, 42, window, block, False), self.shape, Topology(), epoch)
+
+    def walk(self, route: Route, start: int = 0, stop: int | None = None, *, shared: bool = False) -> Walk:
+        """The items of a route, fed from this memory."""
+        self.feed = RouteFeed(self.memory, route.legs(start, stop), self.shape, shared=shared)
+        return Walk(self.reader, self.feed, Progress(start))
 
     def check(self) -> None:
         """Nothing is pinned or half-filled, and every invariant of the arena holds."""

@@ -186,4 +186,4 @@ print(with_data - bare)
 """
     beyond = int(scripts.run(HEAD + script, folder))
     # the parent's arena, the workers' two halves, and buffers; a copied arena in each worker would be 72 MB
-    assert 10e6 < beyond < 2 * 24e6 + 16e6
+    assert 10e6 < beyond < 2 * 24e6 + 4e6, beyond
