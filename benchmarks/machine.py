@@ -26,6 +26,10 @@ PACKAGES = (
     "datasets",
     "pylance",
     "pyarrow",
+    "webdataset",
+    "grain",
+    "array_record",
+    "zstandard",
 )
 
 

@@ -129,6 +129,11 @@ cdef class ItemIterator:
         cdef int64_t chunk = reader.chunk_of(self.index)
         cdef uint64_t i = self.index - reader.starts[chunk], begin = 0, end = 0
         cdef int32_t table
+        # Before the item is taken: what goes wrong in there costs none.
+        if self.ahead is not None and reader.span(chunk, i, &begin, &end, &table) == FOUND and begin < end:
+            if part_key(chunk, (end - 1) >> reader.store.shift) != self.told:
+                self.told = part_key(chunk, (end - 1) >> reader.store.shift)
+                self.ahead.at(chunk, (end - 1) >> reader.store.shift)
         item = self.read(chunk, i)
         if reader.store.closed:
             raise ClosedError("the dataset was closed while it was read")
@@ -136,9 +141,6 @@ cdef class ItemIterator:
         self.prime()
         if reader.span(chunk, i, &begin, &end, &table) == FOUND and begin < end:
             self.pass_item(chunk, begin, end)
-        if self.ahead is not None and self.primed and self.body_key != self.told:
-            self.told = self.body_key
-            self.ahead.at(self.chunk, self.begin >> reader.store.shift)
         return item
 
     cdef void prime(self) noexcept:

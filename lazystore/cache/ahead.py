@@ -31,8 +31,8 @@ class ReadAhead:
         memory: whose frames they go to.
         end: the last part the scan will want.
 
-    Memory: at most a quarter of the arena's frames, and those only while bytes are under way to them. Threads: used by the scan's thread. Fork: the waves are dead in the
-    child, and it starts anew. Pickling: none.
+    Memory: at most a quarter of the arena's frames, and those only while bytes are under way to them.
+    Threads: used by the scan's thread. Fork: the waves are dead in the child, and it starts anew. Pickling: none.
     """
 
     def __init__(self, memory: ChunkMemory, end: Part) -> None:

@@ -109,13 +109,15 @@ class Door:
         end -= (end - OFFSETS_AT) % OFFSET_WIDTH
         if begin >= end:
             return
-        entries = data[begin - position : end - position]
         first = (begin - OFFSETS_AT) // OFFSET_WIDTH
-        try:
-            check_offsets(entries, lowest=table_end, highest=size, first=first)
-        except FormatError as error:
-            raise FormatError(f"{self.chunk_place(chunk)}: {error}; it is damaged or truncated") from None
-        if first == 0 and len(entries) >= 2 * OFFSET_WIDTH and entries[:4] == entries[4:8]:
+        # Released by hand: the traceback of an error that somebody keeps would keep the frame.
+        with data[begin - position : end - position] as entries:
+            try:
+                check_offsets(entries, lowest=table_end, highest=size, first=first)
+            except FormatError as error:
+                raise FormatError(f"{self.chunk_place(chunk)}: {error}; it is damaged or truncated") from None
+            rows = first == 0 and len(entries) >= 2 * OFFSET_WIDTH and bytes(entries[:4]) == bytes(entries[4:8])
+        if rows:
             self._refuse_rows(chunk, size)
 
     def _refuse_rows(self, chunk: int, size: int) -> None:

@@ -493,7 +493,8 @@ class ChunkMemory:
             return  # the index's size hint was wrong: this part is fetched again with the right one
         if expected < len(view):
             fill.shrink(expected)
-        self._door.check_table(chunk, view[:expected], begin)
+        with view[:expected] as seen:  # not left to reference counts, for an error's traceback would keep it
+            self._door.check_table(chunk, seen, begin)
         fill.commit()
         self.refetched.note(chunk, begin, begin + self.store.frame_bytes)
 

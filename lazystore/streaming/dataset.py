@@ -6,7 +6,6 @@ Here: arguments, opening, and the public surface. Where items lie is the reader'
 
 from __future__ import annotations
 
-import copy
 import operator
 import os
 import weakref
@@ -42,8 +41,11 @@ from lazystore.streaming.torch_kind import TorchKind
 
 if TYPE_CHECKING:
     from lazystore._core.frames import Lease
+    from lazystore.cache.memory import ChunkMemory
     from lazystore.fetch.source import Source
     from lazystore.streaming.batches import Batches
+    from lazystore.streaming.combine import ConcatStreamingDataset
+    from lazystore.streaming.mixture import Part
 
 __all__ = ["StreamingDataset", "train_test_split"]
 
@@ -62,7 +64,17 @@ class StreamingDataset(TorchKind):
             flight and decompression. Default: 256 MiB, or a quarter of the memory limit if that is less.
         storage_options: credentials and client settings, as LitData or as fsspec writes them.
         transform: applied to every item, on every path.
-        subsample, shuffle, seed, drop_last: as in LitData; this version reads whole datasets in order.
+        subsample: share of the items that is used, above 0; 2.0 reads everything twice. As in LitData.
+        shuffle: ``True``: chunks in random order, items drawn from a window of as many blocks as half the budget
+            holds (uniformly, if that is all of them); ``"chunk"``: LitData 0.2.76's own order; ``"global"``: a uniform
+            permutation, paid in random reads; ``False``: in stored order.
+        order: an order by its name instead: sequential, window, global, litdata, litdata-0.2.70.
+        seed: of every shuffle; the same seed and epoch give the same order for ever.
+        drop_last: ranks get equal numbers of items, and what does not divide is left out; False: every item once.
+            None: True with several ranks, as in LitData.
+        rank, world_size: this process among those that share an epoch; None: torch.distributed if it is initialised,
+            else what launchers set (RANK and WORLD_SIZE, Slurm, MPI).
+        batch_size: items a batch, where the sharing among a loader's workers depends on it.
         serializers: decoders of your own leaf tags: objects with ``deserialize(bytes)``, or functions.
         allow_pickle: let pickle leaves be unpickled, which runs code from the dataset.
         eviction_policy: which frames leave first outside scans: S3FIFO (default: fewest misses on every trace of
@@ -79,10 +91,11 @@ class StreamingDataset(TorchKind):
         DatasetNotFoundError, FormatError, UnsupportedError, BudgetTooSmallError, ConfigError, FetchError.
 
     Memory: at most ``memory`` bytes, plus the items handed out. Threads: any number may read; the first that
-    misses fetches, the others wait for that fetch. No thread is started for local data; remote storage uses its
-    client's own loop thread from the first read on. Fork: a child keeps what is resident as its own copy and
-    opens its own connections. Spawn, pickling: by arguments; the copy starts cold. Interpreter exit: nothing
-    to wait for.
+    misses fetches, the others wait for that fetch. Remote storage uses its client's own loop thread from the first
+    read on; local files that are not in the page cache are read ahead by one worker thread. Fork: a child keeps what
+    is resident as its own copy and opens its own connections; a DataLoader's workers share the budget, each begins
+    with an empty part of it. Spawn, pickling: by arguments, epoch and loaded state; the copy starts cold.
+    Interpreter exit: nothing to wait for.
     """
 
     def __init__(
@@ -128,6 +141,7 @@ class StreamingDataset(TorchKind):
         self._selection: Selection | None = None
         self._select(self._subsampled(subsample))
         self._shared = (os.getpid(), 1)
+        self._family: dict[tuple[int, int], ChunkMemory] = {}  # whose memory this is, shared with selections
         if item_loader is not None:
             item_loader.attach(self)
         _live.add(self)
@@ -173,11 +187,17 @@ class StreamingDataset(TorchKind):
         if here == self._shared or here[1] == self._shared[1]:
             return
         self._shared = here
-        old, local = self._memory, self._memory.source.local
-        least = smallest_budget(local=local, compressed=bool(self._index.compression))
-        budget = max(self._budget // here[1], least)
-        self._attach(self._connect(budget), budget)
-        old.close()
+        if here not in self._family:  # a selection, or whom it was taken from, may have been first
+            old, local = self._memory, self._memory.source.local
+            least = smallest_budget(local=local, compressed=bool(self._index.compression))
+            budget = max(self._budget // here[1], least)
+            self._attach(self._connect(budget), budget)
+            self._family.clear()
+            self._family[here] = self._memory
+            old.close()
+        self._memory = self._family[here]
+        self._reader = self._memory.reader
+        self._get = self._reader.get
 
     # -- items --------------------------------------------------------------------------
 
@@ -340,7 +360,7 @@ class StreamingDataset(TorchKind):
         Parameters:
             indices: a slice, or ints (negative ones from the end); they may repeat.
         """
-        chosen = indices if isinstance(indices, slice) or hasattr(indices, "__len__") else list(indices)
+        chosen: Any = indices if isinstance(indices, slice) or hasattr(indices, "__array__") else list(indices)
         return self._selected(subset(self._everything(), chosen))
 
     def _everything(self) -> Selection:
@@ -354,14 +374,15 @@ class StreamingDataset(TorchKind):
         return subsample(self._everything(), fraction, shuffle=shuffled, seed=arguments["seed"])
 
     def _selected(self, selection: Selection) -> StreamingDataset:
-        other = copy.copy(self)
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
         settings = self._session.settings()
         other._select(selection)
         other._session.restore({**settings, "_epoch": 1, "_loaded": None})
         _live.add(other)
         return other
 
-    def __add__(self, other: object) -> Any:
+    def __add__(self, other: Part) -> ConcatStreamingDataset:
         """One dataset after the other."""
         from lazystore.streaming.combine import ConcatStreamingDataset
 

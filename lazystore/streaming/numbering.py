@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lazystore.errors import FormatError, UnsupportedError
@@ -21,7 +20,7 @@ __all__ = ["number_items"]
 
 def number_items(
     index: LitDataIndex, loader: BaseItemLoader | None, source: Source, timeout: float
-) -> tuple[Sequence[int], int]:
+) -> tuple[array[int], int]:
     """Items of each chunk, and the stride: what was written, or blocks of tokens.
 
     Parameters:

@@ -18,6 +18,7 @@ from lazystore.errors import ConfigError, ItemIndexError
 __all__ = [
     "KINDS",
     "MAX_LEG",
+    "WHOLE_CHUNKS",
     "GlobalRoute",
     "Group",
     "Leg",
@@ -29,7 +30,6 @@ __all__ = [
     "Shape",
     "Span",
     "Topology",
-    "WHOLE_CHUNKS",
     "WindowLeg",
     "check_bounds",
     "clip",

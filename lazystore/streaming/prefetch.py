@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from lazystore._core.frames import Lease
 from lazystore._core.scan import ItemIterator
 from lazystore.cache.flight import Deadline
 from lazystore.errors import ArenaFullError, BudgetTooSmallError, FetchTimeoutError, LazyStoreError
@@ -230,18 +231,18 @@ class RouteFeed:
     def _pump(self, span: Span) -> bool:
         """Go on with a span that is needed now; one failed attempt made ahead of time is not its last."""
         load = self._coming[span]
-        try:
-            if load.error is None:
-                return self._advance(span, load)
-        except LazyStoreError:
-            if load.retried:
-                del self._coming[span]
-                load.close()
-                raise
-        load.close()
-        self._coming[span] = again = self._load(span)
-        again.retried = again.wanted = again.granted = True
-        return self._advance(span, again)
+        while True:
+            try:
+                if load.error is None:
+                    return self._advance(span, load)
+            except LazyStoreError:
+                if load.retried:
+                    del self._coming[span]
+                    load.close()
+                    raise
+            load.close()
+            self._coming[span] = load = self._load(span)
+            load.retried = load.wanted = load.granted = True
 
     def _advance(self, span: Span, load: SlabLoad) -> bool:
         if not load.pump():
@@ -278,11 +279,10 @@ class RouteFeed:
         place = self._memory.place(span.chunk, span.first)
         error = ArenaFullError(f"{place} and the rest of its block: {self._memory.store.full_message()}")
         if self._memory.compressed:
-            nbytes = self._shape.nbytes[span.chunk]
+            nbytes, held = self._shape.nbytes[span.chunk], self._limit * self._memory.store.frame_bytes
             raise BudgetTooSmallError(
                 f"{place}: a shuffle needs its chunk inflated as a whole, some {nbytes} bytes, and the memory holds "
-                f"{self._limit * self._memory.store.frame_bytes}; give memory={COMPRESSED_SHARE * nbytes} bytes or more, "
-                "or read in order"
+                f"{held}; give memory={COMPRESSED_SHARE * nbytes} bytes or more, or read in order"
             )
         if not self._memory.fallback:
             raise error
@@ -294,7 +294,7 @@ class RouteFeed:
         """Items of a span that found no room, fetched alone."""
         buffers: list[Any] = [b""] * len(numbers)
         for k, buffer in self._memory.buffers([(chunk, number) for number in numbers]):
-            buffers[k] = buffer
+            buffers[k] = _own(buffer)
         return buffers
 
     # -- lists and ranges ---------------------------------------------------------------
@@ -319,7 +319,7 @@ class RouteFeed:
         places = [reader.where(item) for item in leg.items]
         items: list[tuple[int, int, Any]] = [(chunk, number, b"") for chunk, number in places]
         for k, buffer in self._memory.buffers(places):
-            items[k] = (*places[k], buffer)
+            items[k] = (*places[k], _own(buffer))
         return items
 
     def _range(self, leg: RangeLeg) -> tuple[Any, ...]:
@@ -343,3 +343,8 @@ class RouteFeed:
 
     def __repr__(self) -> str:
         return f"<RouteFeed, {len(self._ahead)} legs and {len(self._coming)} spans ahead>"
+
+
+def _own(buffer: Any) -> Any:
+    """A copy of what is leased: a leg's leases together could hold every frame."""
+    return bytes(buffer) if isinstance(buffer, Lease) else buffer

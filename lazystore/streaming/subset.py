@@ -13,7 +13,6 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import accumulate, pairwise
 from operator import index as as_int
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from lazystore.errors import ConfigError, ItemIndexError
 from lazystore.streaming.order import Group, ListLeg, RangeLeg, Shape, Span, WindowLeg
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -208,6 +209,8 @@ def split(selection: Selection, splits: Sequence[float], *, seed: int = 42, shuf
     Raises:
         ConfigError: shares that are no such numbers, or a seed out of range.
     """
+    from fractions import Fraction  # with decimal it takes longer to import than all the rest of the package
+
     shares = [_share(value) for value in splits]
     bounds: list[Fraction] = list(accumulate(shares, initial=Fraction(0)))
     if not shares or bounds[-1] > 1 + EPSILON:
@@ -248,6 +251,8 @@ def subset(selection: Selection, indices: Sequence[int] | slice) -> Selection:
 
 
 def _share(value: float) -> Fraction:
+    from fractions import Fraction
+
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ConfigError(f"a split of {value!r} is not a share between 0 and 1")
     return Fraction(value).limit_denominator(10**12)  # what was meant by 0.1, so that borders are not off by one

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from lazystore.errors import ClosedError, DatasetNotFoundError, FetchError
+from lazystore.errors import ClosedError, DatasetNotFoundError, FetchError, FetchTimeoutError
 from lazystore.fetch.flight import Outcome, Wave
 from lazystore.fetch.source import FetchCounters, Read
 
@@ -38,8 +38,14 @@ class DiarySource:
 
     def run(self, reads: Sequence[Read], *, stat: Iterable[str] = (), timeout: float) -> dict[str, int]:
         assert timeout >= 0
-        self._note(reads)
-        return self._land(reads, list(stat))
+        if self.postman is None:
+            self._note(reads)
+            return self._land(reads, list(stat))
+        flight = self.start(reads, stat=stat, timeout=timeout, urgent=True)
+        if not flight.wait(timeout):
+            flight.cancel()
+            raise FetchTimeoutError(f"{self.url} did not answer within {timeout:g} s", url=self.url, elapsed=timeout)
+        return flight.result()
 
     def start(
         self,
