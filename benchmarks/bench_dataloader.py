@@ -20,6 +20,7 @@ BUDGET = 64 << 20
 #: What workers and parent together may take beyond the imports and the budget, bytes.
 PSS_ALLOWANCE = 60_000_000
 OURS = ("lazystore, DataLoader", "lazystore, StreamingDataLoader", "lazystore, StreamingDataLoader, shuffled")
+BATCHES = "lazystore, ds.batches (one process, no torch)"
 PEERS = ("LitData 0.2.76", "HF datasets, map", "HF datasets, iterable", "MosaicML")
 
 
@@ -38,6 +39,7 @@ def contenders(data: Data, kind: str, options: argparse.Namespace) -> list[Conte
         reads(OURS[0], "lazystore", classic),
         reads(OURS[1], "lazystore_streaming", classic),
         reads(OURS[2], "lazystore_streaming", classic, shuffle=True),
+        reads(BATCHES, "lazystore_batches", classic),
     ]
     if options.peers:
         hf = data.ensure(kind, "hf")
@@ -71,6 +73,10 @@ def report(out: harness.Report, kind: str, rows: harness.Rows) -> None:
     if kind == "text":
         ratio = mine / max(speeds) if mine is not None and speeds else None
         out.target("text, times the best peer", ratio, 2.0)
+    alone = rows.named(BATCHES).median(later)
+    loaded = ours.median(later)
+    ratio = alone / loaded if alone is not None and loaded else None
+    out.target(f"{kind}: ds.batches, times StreamingDataLoader, later passes", ratio, 4.0)
     for name in OURS:
         beyond = rows.named(name).median(lambda run: run["pss"] - run["pss_after_import"] - BUDGET)
         out.target(f"{kind}, {name}: PSS beyond imports and budget, bytes", beyond, PSS_ALLOWANCE, at_least=False)

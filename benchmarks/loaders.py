@@ -49,6 +49,26 @@ def lazystore_streaming(run: Run) -> Iterable[Any]:
     return StreamingDataLoader(dataset, spec["batch"], num_workers=spec["workers"])
 
 
+def lazystore_batches(run: Run) -> Iterable[Any]:
+    """lazystore without torch: ``ds.batches``, one process."""
+    from lazystore import StreamingDataset
+
+    ready(run)
+    spec = run.spec
+    return _Batches(StreamingDataset(spec["path"], memory=spec["memory"], shuffle=spec.get("shuffle", False)), spec)
+
+
+class _Batches:
+    """Each iteration is a pass."""
+
+    def __init__(self, dataset: Any, spec: dict[str, Any]) -> None:
+        self._dataset = dataset
+        self._batch = spec["batch"]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._dataset.batches(self._batch))
+
+
 def litdata(run: Run) -> Iterable[Any]:
     """LitData's StreamingDataLoader."""
     from litdata import StreamingDataLoader, StreamingDataset
@@ -98,6 +118,7 @@ def mosaicml(run: Run) -> Iterable[Any]:
 LOADERS: dict[str, Callable[[Run], Iterable[Any]]] = {
     "lazystore": lazystore,
     "lazystore_streaming": lazystore_streaming,
+    "lazystore_batches": lazystore_batches,
     "litdata": litdata,
     "hf_map": hf_map,
     "hf_iterable": hf_iterable,

@@ -5,10 +5,10 @@ is that knowledge. It finds an item by two loads from a row of frames instead of
 """
 
 cimport cython
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport malloc, free
 
-from lazystore._core.arena cimport READY, part_key, pin, unpin
+from lazystore._core.arena cimport READY, pin, unpin
 from lazystore._core.frames cimport FrameStore
 from lazystore._core.offsets cimport load_u32
 from lazystore._core.spread cimport gather
@@ -67,7 +67,9 @@ cdef class Slab:
         ):
             raise ConfigError(f"items {first}..{last} in bytes {begin}..{end} are no slab of this store")
         # Compared by division and subtraction: no sum can wrap.
-        if stride == 0 and (table_at & 3 or table_at > n_table * frame or items + 1 > (n_table * frame - table_at) // 4):
+        if stride == 0 and (
+            table_at & 3 or table_at > n_table * frame or items + 1 > (n_table * frame - table_at) // 4
+        ):
             raise ConfigError(f"{n_table} frames do not hold the offsets of {items} items from byte {table_at}")
         if stride and items > (end - begin) // stride:
             raise ConfigError(f"{end - begin} bytes do not hold {items} items of {stride}")

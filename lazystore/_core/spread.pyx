@@ -11,7 +11,7 @@ from lazystore._core.decode cimport OP_BYTES, DecodePlan, Leaf
 from lazystore._core.frames cimport FrameStore
 from lazystore._core.offsets cimport load_offset
 
-cdef uint64_t WHOLE_BYTES = 4096    # shorter items are gathered whole: copying them costs less than finding their leaves
+cdef uint64_t WHOLE_BYTES = 4096    # shorter items are gathered whole: that costs less than finding their leaves
 
 
 cdef bytes gather(FrameStore store, const int32_t* frames, uint64_t at, uint64_t n):

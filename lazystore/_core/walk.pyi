@@ -1,4 +1,4 @@
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self, type_check_only
 
 from typing_extensions import disjoint_base
 
@@ -7,6 +7,7 @@ from lazystore._core.reader import Reader
 
 __test__: dict[str, Any]
 
+@type_check_only
 class Feed(Protocol):
     def turn(self) -> tuple[Any, ...]: ...
     def close(self) -> None: ...

@@ -120,6 +120,7 @@ class RouteFeed:
         """Cancel what is under way, let every frame go, join the worker thread. Twice is fine."""
         self._ended = True
         self._ahead.clear()
+        self._lists.clear()
         for load in (*self._coming.values(), *self._ready.values()):
             load.close()
         self._coming.clear()

@@ -30,7 +30,7 @@ class Bench:
         self.store = FrameStore(budget)
         self.memory = ChunkMemory(source, index, self.store, **settings)
         leaves = [leaf_operation(tag, allow_pickle=False) for tag in index.tags]
-        plan = DecodePlan(leaves, compile_tree(index.data_spec, len(leaves)), names=index.tags)
+        self.plan = plan = DecodePlan(leaves, compile_tree(index.data_spec, len(leaves)), names=index.tags)
         self.reader: Reader = self.memory.attach(plan, index.counts, 0, None)
         source.waves.clear()
 

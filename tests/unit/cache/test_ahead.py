@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,6 @@ def test_a_scan_fetches_every_byte_once_whatever_the_order_of_arrival(bench: Ben
     assert set(bench.source.asked().values()) == {1}
     assert bench.memory.fallbacks == 0
     del walk
-    gc.collect()
     bench.check()
 
 
@@ -59,7 +57,6 @@ def test_a_scan_that_begins_inside_fetches_no_chunk_before_and_nothing_twice(ben
     assert set(bench.source.asked().values()) == {1}
     chunks = {int(name.split("-")[2].removesuffix(".bin")) for name, _ in bench.source.asked()}
     assert chunks == set(range(first // PER_CHUNK, CHUNKS))
-    gc.collect()
     bench.check()
 
 
@@ -100,7 +97,6 @@ def test_closed_it_cancels_and_gives_everything_back(bench: Bench) -> None:
                 break
         walk.close()
         walk.close()
-    gc.collect()
     bench.check()
 
 
@@ -110,7 +106,6 @@ def test_a_scan_that_is_forgotten_gives_everything_back(bench: Bench, stop: int)
     assert [next(walk) for _ in range(stop)] == [value(i) for i in range(stop)]
     bench.feed.close()  # what a dataset does when its iterator goes
     del walk
-    gc.collect()
     bench.check()
 
 
@@ -137,7 +132,6 @@ def test_trouble_ahead_is_met_only_where_it_lies_and_goes_with_its_cause(bench: 
     bench.source.before = lambda reads: None
     found += walk
     assert found == [value(i) for i in range(TOTAL)]
-    gc.collect()
     bench.check()
 
 
@@ -163,7 +157,6 @@ def test_waves_that_fail_now_and_then_cost_no_item(bench: Bench, kind: str) -> N
             errors += 1
             assert errors < 200
     assert found == [value(i) for i in range(TOTAL)]
-    gc.collect()
     bench.check()
 
 
@@ -181,7 +174,6 @@ def test_wrong_size_hints_cost_requests_but_no_item(
     with Postman(bench.source, seed):
         assert list(bench.walk(bench.route("sequential"))) == [value(i) for i in range(TOTAL)]
     assert bench.source.counters.bytes_fetched <= 1.5 * stored(bench)
-    gc.collect()
     bench.check()
 
 
@@ -201,7 +193,6 @@ def test_a_full_arena_stops_it_and_the_scan_goes_on(folder: Path) -> None:
         fill.release()
     found += walk
     assert found == [value(i) for i in range(TOTAL)]
-    gc.collect()
     bench.check()
 
 
@@ -224,5 +215,4 @@ def test_extended_it_goes_on_and_refetches_nothing(folder: Path) -> None:
     assert set(bench.source.asked().values()) == {1}
     assert bench.source.nbytes() == stored(bench)
     ahead.close()
-    gc.collect()
     bench.check()

@@ -52,7 +52,6 @@ def finish(bench: Bench, made: SlabLoad, turns: int = 5000) -> list[bytes]:
         if made.pump():
             assert made.slab is not None
             return [made.slab.item(i) for i in range(made.first, made.last)]
-        gc.collect(0)
     raise AssertionError(f"{made!r} is not done")
 
 
@@ -100,7 +99,6 @@ def test_runs_loaded_together_fetch_nothing_twice(folder: Path, shared: bool, se
     assert not {at for (_, at), times in asked.items() if times > 1 and at >= 8}
     for one in made:
         one.close()
-    gc.collect()
     bench.check()
 
 
@@ -153,7 +151,6 @@ def test_closed_at_any_point_it_leaves_nothing(bench: Bench, pumps: int, shared:
         made.close()
         assert bench.store.counters()["pins"] == 0
         assert bench.store.filling == 0
-    gc.collect()
     bench.memory.settle()
     bench.check()
     assert finish(bench, load(bench, 2, 500, 1500, shared=shared)) == stored_items()[2][500:1500]
@@ -166,7 +163,7 @@ def test_a_load_that_is_forgotten_leaves_nothing(bench: Bench) -> None:
             for _ in range(pumps):
                 made.pump()
             del made
-            gc.collect()
+            gc.collect()  # its steps know it
             bench.memory.settle()
             bench.check()
 
@@ -244,7 +241,6 @@ def test_a_failed_wave_is_raised_and_a_new_load_begins_afresh(
         found = finish(bench, made)
     except type(error):
         made.close()
-        gc.collect()
         bench.check()
         made = load(bench, 0, 20, 280, shared=shared)
         found = finish(bench, made)
@@ -252,7 +248,6 @@ def test_a_failed_wave_is_raised_and_a_new_load_begins_afresh(
         assert count <= wave
     assert found == stored_items()[0][20:280]
     made.close()
-    gc.collect()
     bench.check()
 
 
@@ -280,7 +275,6 @@ def test_an_interrupted_load_is_over_and_says_so(
         with pytest.raises(LazyStoreError):
             made.pump()
     made.close()
-    gc.collect()
     bench.check()
     again = load(bench, 0, 20, 280, shared=shared)
     assert finish(bench, again) == stored_items()[0][20:280]
@@ -339,7 +333,6 @@ def test_a_damaged_chunk_is_named(
         assert found == stored_items()[0][run[1] : run[2]]
         assert run != (0, 0, 300) and change in (truncated, backwards, beyond)
     made.close()
-    gc.collect()
     bench.check()
 
 
@@ -394,7 +387,6 @@ def test_the_arena_refuses_a_run_longer_than_itself(folder: Path) -> None:
         assert not made.pump()
     assert made.stuck
     made.close()
-    gc.collect()
     bench.check()
     with pytest.raises(ArenaFullError):
         held = [bench.store.begin(9, k, 10) for k in range(1000)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +41,13 @@ def test_what_arrived_is_readable_once_somebody_looks(bench: Bench) -> None:
     bench.check()
 
 
-def test_it_keeps_its_frames_until_it_is_dropped(bench: Bench) -> None:
-    wave, _ = bench.memory.send(parts(0, 1, 2))
+@pytest.mark.parametrize("hold", [False, True])
+def test_it_keeps_its_frames_until_they_landed_or_if_told_until_it_is_dropped(bench: Bench, hold: bool) -> None:
+    wave, _ = bench.memory.send(parts(0, 1, 2), hold=hold)
     assert wave is not None
-    bench.memory.settle()
     assert bench.store.counters()["pins"] == 3
+    bench.memory.settle()
+    assert bench.store.counters()["pins"] == (3 if hold else 0)
     wave.drop()
     wave.drop()
     bench.check()
@@ -90,7 +91,6 @@ def test_a_source_that_is_closed_leaves_nothing_half_filled(bench: Bench) -> Non
     bench.source.close()
     with pytest.raises(ClosedError):
         bench.memory.send(parts(0, 1))
-    gc.collect()
     bench.check()
     assert states(bench, 0, 1) == ["absent"] * 2
 
@@ -103,7 +103,6 @@ def test_a_source_that_cannot_start_leaves_nothing_half_filled(bench: Bench, err
     bench.source.start = start  # type: ignore[method-assign]
     with pytest.raises(error):
         bench.memory.send(parts(0, 1))
-    gc.collect()
     bench.check()
     assert states(bench, 0, 1) == ["absent"] * 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import random
 import threading
@@ -26,7 +25,7 @@ KINDS = ["sequential", "window", "global", "litdata"]
 #: name: (items of each chunk, lengths to choose from)
 SETS: dict[str, tuple[list[int], list[int]]] = {
     "middling": ([70, 1, 130, 64, 200, 3], [100, 700, 2000]),
-    "tiny": ([4000, 3500, 10, 4000], [5, 11]),
+    "tiny": ([2000, 1500, 10, 1800], [5, 11]),
     "long": ([5, 9, 4, 7], [9000, 30_000]),
     "single chunk": ([500], [300, 600]),
     "single items": ([1] * 60, [500, 3000]),
@@ -71,7 +70,6 @@ def wanted(bench: Bench, route: Route, items: list[bytes]) -> list[bytes]:
 
 
 def ended(bench: Bench) -> None:
-    gc.collect()
     bench.memory.settle()
     bench.check()
 
@@ -80,7 +78,7 @@ def ended(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("arrival", ["at once", "last first", "random"])
-@pytest.mark.parametrize("budget", [1 << 16, 1 << 18, 1 << 20, 1 << 23], ids=lambda n: f"{n >> 10}K")
+@pytest.mark.parametrize("budget", [1 << 16, 1 << 18, 1 << 23], ids=lambda n: f"{n >> 10}K")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SETS)
 def test_the_routes_items_come_in_the_routes_order(
@@ -420,7 +418,6 @@ def test_a_walk_that_stops_leaves_nothing(folders: dict[str, Path], kind: str, s
             (walk if how == "closed" else bench.feed).close()
             (walk if how == "closed" else bench.feed).close()
         del walk
-        gc.collect()
         assert bench.store.counters()["pins"] == 0
         assert bench.store.filling == 0
     ended(bench)
