@@ -326,6 +326,7 @@ def test_closing_gives_descriptors_back(folder: Path) -> None:
 
 
 def test_a_dataset_that_is_dropped_gives_memory_and_descriptors_back(folder: Path) -> None:
+    gc.collect()  # what other tests left
     before = set(os.listdir("/dev/fd"))
     dataset: StreamingDataset | None = StreamingDataset(folder)
     assert dataset is not None
@@ -333,7 +334,7 @@ def test_a_dataset_that_is_dropped_gives_memory_and_descriptors_back(folder: Pat
     next(iter(dataset))
     dataset = None
     gc.collect()
-    assert set(os.listdir("/dev/fd")) == before
+    assert set(os.listdir("/dev/fd")) <= before
 
 
 def test_repr_says_what_it_is(dataset: StreamingDataset, folder: Path) -> None:

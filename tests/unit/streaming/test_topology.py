@@ -12,7 +12,6 @@ import pytest
 from lazystore.errors import ConfigError
 from lazystore.streaming.topology import detect, nodes, worker
 
-ROOT = Path(__file__).parents[3]
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "NNODES", "SLURM_", "OMPI_", "PMI_")
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8"}
@@ -36,10 +35,10 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, *variables: dict[str, str])
 
 def run(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-    path = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
-        env={**kept, "PYTHONPATH": path, **environment},
+        env={**kept, **environment},
+        cwd=os.path.dirname(__file__),  # not the sources' folder: what is installed is tested
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
