@@ -210,8 +210,9 @@ class RouteFeed:
             self._pump_ahead(0 if full else self._room)  # nobody else takes the frames that are wanting here
             if not missing:
                 return
-            if self._room < self._limit:
-                self._widen(missing)
+            if self._room < self._limit and self._may_widen(missing):
+                self._room = self._limit
+                continue
             if stuck and not deadline.passed():
                 self._make_room(missing, present)
                 continue
@@ -223,11 +224,10 @@ class RouteFeed:
                 )  # fmt: skip
             memory.arrivals.wait(deadline if self._room == self._limit else Deadline(HEAD_START), seen)
 
-    def _widen(self, missing: Sequence[Span]) -> None:
-        """The first leg's bytes are well on their way: those of others may follow."""
+    def _may_widen(self, missing: Sequence[Span]) -> bool:
+        """Whether the first leg's bytes are well on their way, so that those of others may follow."""
         sent = [self._coming[span].sent_at for span in missing]
-        if all(sent) and time.monotonic() - max(sent) > HEAD_START:
-            self._room = self._limit
+        return all(sent) and time.monotonic() - max(sent) > HEAD_START
 
     def _pump(self, span: Span) -> bool:
         """Go on with a span that is needed now; one failed attempt made ahead of time is not its last."""
