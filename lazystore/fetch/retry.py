@@ -262,7 +262,7 @@ class RetryPolicy:
         sleep: awaited between attempts.
     """
 
-    base_s: float = 0.05
+    base_s: float = 0.02
     cap_s: float = 5.0
     brief_attempts: int = 4
     clock: Callable[[], float] = time.monotonic
