@@ -326,3 +326,27 @@ def test_an_overtaken_request_is_cancelled_and_its_task_stays_clean() -> None:
             assert task.cancelling() == 0
 
     asyncio.run(scene())
+
+
+def test_bytes_that_landed_make_room_before_their_request_has_ended() -> None:
+    async def scene() -> None:
+        counters = FetchCounters()
+        gate = Gate(10, 100, counters)
+        await gate.enter(80)
+        waiter = asyncio.create_task(gate.enter(60))
+        gate.ease(30)
+        await asyncio.sleep(0)
+        assert not waiter.done()
+        gate.ease(10)
+        await waiter
+        assert counters.in_flight_bytes == 100
+        gate.leave(80, 40)
+        gate.leave(60)
+        assert (counters.in_flight_bytes, counters.in_flight_peak) == (0, 100)
+        await gate.enter(100)  # all of the room is back, and no more than that
+        late = asyncio.create_task(gate.enter(1))
+        await asyncio.sleep(0.01)
+        assert not late.done()
+        late.cancel()
+
+    asyncio.run(scene())
