@@ -401,10 +401,15 @@ class ChunkMemory:
         if not fills:
             return None, sent
         stat = list({self._layout.names[c]: None for c, _ in fills if not self.reader.chunk_length(c)})
-        wave = Wave(
-            self.source, fills, self._reads(fills),
-            stat=stat, timeout=self.timeout, urgent=urgent, hold=hold, on_done=self._note_arrival,
-        )  # fmt: skip
+        try:
+            wave = Wave(
+                self.source, fills, self._reads(fills),
+                stat=stat, timeout=self.timeout, urgent=urgent, hold=hold, on_done=self._note_arrival,
+            )  # fmt: skip
+        except BaseException:
+            for fill in fills.values():
+                fill.release()
+            raise
         return wave, sent
 
     def _note_arrival(self, wave: Wave) -> None:
@@ -412,7 +417,7 @@ class ChunkMemory:
         self.arrivals.announce()
 
     def settle(self) -> None:
-        """Make readable what arrived meanwhile."""
+        """Make readable what arrived meanwhile. After close() nothing is."""
         early: list[Wave] = []  # parts that overtook the head of their chunk
         while self._arrived:
             try:

@@ -182,7 +182,10 @@ class SlabLoad:
     def close(self) -> None:
         """Cancel what is under way; release the slab. Twice is fine."""
         self._over = True
-        self._steps.close()
+        try:
+            self._steps.close()
+        except ValueError:
+            return  # another thread is in the middle of it, and sees that it is over
         if self._flight is not None:
             self._flight.cancel()
             self._flight = None

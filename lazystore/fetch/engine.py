@@ -274,8 +274,10 @@ class WireSource:
             batch.abandon()
             outcome.settle(error=self._closed_while_reading() if task.cancelled() and self._closed else error)
             return
-        for job in jobs:
-            job.deliver()
+        with batch.lock:
+            if batch.live:  # else it was cancelled in this very moment, and its buffers are gone
+                for job in jobs:
+                    job.deliver()
         outcome.settle({name: self._pins.size(name) for name in names})
 
     def _cancelled(self) -> FetchError:

@@ -75,7 +75,7 @@ class Batch:
         self.open_ended = frozenset(open_ended)
         self.heads: dict[str, asyncio.Task[None]] = {}
         self.under_way: set[Job] = set()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a finalizer may cancel in the very thread that is landing bytes
         self.live = True
         self.urgent = urgent
         self.task: asyncio.Task[None] | None = None

@@ -277,7 +277,8 @@ class StreamingDataset(TorchKind):
             shape = Shape(self._counts, self._index.hints)
         feed = RouteFeed(memory, legs, shape, shared=fits)
         walk = Walk(self._reader, feed, progress)
-        weakref.finalize(walk, feed.close)
+        # Not at exit: there is nothing to give back then, and another thread may be in the middle of it.
+        weakref.finalize(walk, feed.close).atexit = False
         return walk, max(0, route.length - start)
 
     def batches(
@@ -423,6 +424,7 @@ class StreamingDataset(TorchKind):
 
     def get_memory_stats(self) -> dict[str, Any]:
         """Use of the budget and what it took; see :func:`lazystore.cache.stats.memory_stats` for the keys."""
+        self._memory.settle()
         return memory_stats(self._memory, budget=self._budget, monitor=self._config.enable_memory_monitoring)
 
     def stats(self) -> dict[str, Any]:

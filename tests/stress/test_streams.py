@@ -281,7 +281,7 @@ def test_after_a_fork_in_the_middle_both_read_on(url: str, order: str) -> None:
     out = scripts.run(
         HEAD
         + """
-for stop in (1, 333, 2000):
+for stop in (1, 1333):
     dataset = opened(timeout=20)
     route = numbers(dataset)
     iterator = iter(dataset)
@@ -345,7 +345,7 @@ datasets.check(found, route)
 
 @pytest.mark.parametrize("how", ["return", "sys.exit(0)", "kept by a module", "in a thread"])
 def test_an_interpreter_ends_with_half_read_iterators(url: str, how: str) -> None:
-    for order in ORDERS:
+    for order in ("window", "global"):
         began = time.monotonic()
         scripts.run(
             HEAD
@@ -387,17 +387,20 @@ caught = sys.argv[4] == "caught"
 dataset = opened(timeout=20)
 route = numbers(dataset)
 found = []
+times = 4
 iterator = iter(dataset)
 print("ready", flush=True)
 while len(found) < COUNT:
     try:
         for item in iterator:
             found.append(item)
-            time.sleep(0.001)
+            if times:
+                time.sleep(0.001)
         break
     except KeyboardInterrupt:
         if not caught:
             raise
+        times -= 1
         print("again", len(found), flush=True)
 datasets.check(found, route)
 del iterator
@@ -418,7 +421,7 @@ def interrupted(url: str, order: str, kind: str, signals: int) -> tuple[int, str
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         for _ in range(signals):
-            time.sleep(0.15)
+            time.sleep(0.1)
             process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:
@@ -428,7 +431,7 @@ def interrupted(url: str, order: str, kind: str, signals: int) -> tuple[int, str
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_reader_that_catches_ctrl_c_reads_on(url: str, order: str) -> None:
-    code, out, err = interrupted(url, order, "caught", 6)
+    code, out, err = interrupted(url, order, "caught", 4)
     assert (code, err) == (0, ""), err
     assert out.endswith("fine\n")
     assert out.count("again") >= 1

@@ -8,6 +8,7 @@ import gc
 import os
 import pickle
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -594,7 +595,11 @@ def test_a_forgotten_source_ends_its_threads() -> None:
     threads = [t for t in threading.enumerate() if t.name.startswith("lazystore-fetch")]
     gone = weakref.ref(source)
     del source, link
-    gc.collect()
+    for _ in range(200):  # the loop's thread may be about to leave the last callback
+        gc.collect()
+        if gone() is None:
+            break
+        time.sleep(0.01)
     assert gone() is None
     for thread in threads:
         thread.join(10)
