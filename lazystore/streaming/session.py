@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lazystore._core.walk import Progress
 from lazystore.errors import ConfigError
-from lazystore.streaming.order import OrderSpec, Shape, Topology, shard_length
+from lazystore.streaming.order import KINDS, OrderSpec, Shape, Topology, shard_length
 from lazystore.streaming.prefetch import window_bytes
 from lazystore.streaming.resume import Position, Remainder, check, parse, remaining_route
 from lazystore.streaming.topology import detect, worker
@@ -23,16 +23,9 @@ if TYPE_CHECKING:
     from lazystore.formats.litdata import LitDataIndex
     from lazystore.streaming.subset import Selection
 
-__all__ = ["ORDERS", "Session", "fingerprint", "order_kind"]
+__all__ = ["Session", "fingerprint", "order_kind"]
 
-#: ``order=`` and ``shuffle=`` as users write them, and the kind of order each means.
-ORDERS = {
-    "sequential": "sequential",
-    "window": "window",
-    "global": "global",
-    "litdata": "litdata",
-    "litdata-0.2.70": "litdata-0.2.70",
-}
+#: What ``shuffle=`` means; ``order=`` names a kind of order itself.
 SHUFFLES: dict[object, str] = {False: "sequential", True: "window", "chunk": "litdata", "global": "global"}
 
 
@@ -46,9 +39,9 @@ def order_kind(shuffle: object, order: str | None) -> str:
         ConfigError: there is no such order.
     """
     if order is not None:
-        if order not in ORDERS:
-            raise ConfigError(f"order={order!r} is not one of {', '.join(ORDERS)}")
-        return ORDERS[order]
+        if order not in KINDS:
+            raise ConfigError(f"order={order!r} is not one of {', '.join(KINDS)}")
+        return order
     if not isinstance(shuffle, (bool, str)) or shuffle not in SHUFFLES:
         raise ConfigError(f"shuffle={shuffle!r} is not one of True, False, 'chunk' (LitData's own order) and 'global'")
     return SHUFFLES[shuffle]
@@ -234,7 +227,7 @@ class Session:
         mine = Position(self._mark, self.spec(self.topology().workers), 1)
         position = check(parse(state), mine, force)
         self._epoch = position.epoch
-        self._loaded = position if position.history else dataclasses.replace(position)
+        self._loaded = position
         self._progress = Progress()
         self._pass = None
 
