@@ -10,6 +10,16 @@ cdef extern from *:
     #define CLOCK_MONOTONIC_COARSE CLOCK_MONOTONIC
     #endif
     #define LAZYSTORE_NO_KEY UINT64_MAX
+    /* A hint for the cache lines of bytes that are read soon; the hardware follows long runs by itself. */
+    static inline void lazystore_prefetch(const unsigned char *p, uint64_t n) {
+    #if defined(__GNUC__)
+        const unsigned char *end = p + n;
+        for (; p < end; p += 64)
+            __builtin_prefetch(p);
+    #else
+        (void)p; (void)n;
+    #endif
+    }
     static inline uint32_t lazystore_millis(void) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
@@ -17,6 +27,7 @@ cdef extern from *:
     }
     """
     uint32_t millis "lazystore_millis" () noexcept
+    void prefetch "lazystore_prefetch" (const uint8_t* p, uint64_t n) noexcept nogil
     const uint64_t NO_KEY "LAZYSTORE_NO_KEY"
 
 cdef enum:

@@ -20,7 +20,7 @@ from libc.string cimport memcpy
 
 from array import array
 
-from lazystore._core.arena cimport ITEM_PIECE, TABLE_PIECE, part_key, pin, unpin
+from lazystore._core.arena cimport ITEM_PIECE, TABLE_PIECE, part_key, pin, prefetch, unpin
 from lazystore._core.decode cimport DecodePlan
 from lazystore._core.frames cimport FrameStore, Lease, lease_bytes, lease_frame
 from lazystore._core.offsets cimport load_offset
@@ -28,7 +28,8 @@ from lazystore._core.spread cimport decode_spread
 from lazystore.errors import ConfigError, FormatError, ItemIndexError
 
 cdef enum:
-    SPOTS = 32   # items found before they are decoded; as many frames are pinned at most
+    SPOTS = 32       # items found before they are decoded; as many frames are pinned at most
+    BEGINNING = 320  # bytes of an item whose cache lines are asked for
 
 cdef struct Spot:
     const uint8_t* p
@@ -37,23 +38,6 @@ cdef struct Spot:
     Py_ssize_t k
     int64_t chunk
     uint64_t i
-
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <stddef.h>
-    /* A hint for the first cache lines of an item; the hardware follows a longer one by itself. */
-    static inline void lazystore_prefetch_item(const unsigned char *p, uint64_t n) {
-    #if defined(__GNUC__)
-        const unsigned char *end = p + (n < 320 ? n : 320);
-        for (; p < end; p += 64)
-            __builtin_prefetch(p);
-    #else
-        (void)p; (void)n;
-    #endif
-    }
-    """
-    void prefetch_item "lazystore_prefetch_item" (const uint8_t* p, uint64_t n) noexcept nogil
 
 #: Entries of an offset table in one block (a piece): the pair of any item lies in one block.
 TABLE_BLOCK = 512
@@ -443,7 +427,7 @@ cdef class Reader:
                     if frame >= 0:
                         self.store.touch(frame)
                         pin(self.store, frame)
-                    prefetch_item(p, end - begin)
+                    prefetch(p, min(end - begin, <uint64_t>BEGINNING))
                     spots[count] = Spot(p, end - begin, frame, k, chunk, i)
                     count += 1
                 elif where == MISSING:

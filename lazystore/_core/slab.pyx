@@ -8,23 +8,11 @@ cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport malloc, free
 
-from lazystore._core.arena cimport READY, pin, unpin
+from lazystore._core.arena cimport READY, pin, prefetch, unpin
 from lazystore._core.frames cimport FrameStore
 from lazystore._core.offsets cimport load_u32
 from lazystore._core.spread cimport gather
 from lazystore.errors import ClosedError, ConfigError, FormatError, ItemIndexError
-
-cdef extern from *:
-    """
-    static inline void lazystore_prefetch_line(const unsigned char *p) {
-    #if defined(__GNUC__)
-        __builtin_prefetch(p);
-    #else
-        (void)p;
-    #endif
-    }
-    """
-    void prefetch_line "lazystore_prefetch_line" (const uint8_t* p) noexcept nogil
 
 
 # no_gc: a slab refers to the store only, and the store to no Python object, so no cycle can pass through it;
@@ -155,8 +143,8 @@ cdef class Slab:
         if not self.stride:
             v = self.table_at + 4 * (i - <uint64_t>self.first)
             if v >> store.shift < <uint64_t>self.n_table:
-                prefetch_line(store.arena + (<uint64_t>self.frames[v >> store.shift] << store.shift)
-                              + (v & (store.frame_bytes - 1)))
+                prefetch(store.arena + (<uint64_t>self.frames[v >> store.shift] << store.shift)
+                         + (v & (store.frame_bytes - 1)), 1)
 
     cdef const uint8_t* pointer(self, uint64_t at, uint64_t n) noexcept:
         cdef FrameStore store = self.store

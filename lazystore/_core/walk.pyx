@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from lazystore._core.arena cimport prefetch
 from lazystore._core.collate cimport Sink
 from lazystore._core.frames cimport FrameStore
 from lazystore._core.reader cimport Reader
@@ -25,6 +26,8 @@ from lazystore.errors import FormatError
 cdef enum:
     AHEAD = 10            # items whose memory is asked for before they are decoded
     ENTRIES_AHEAD = 16    # offsets that are asked for before they are read
+    WHOLE = 1280          # items shorter than this are asked for as a whole,
+    BEGINNING = 384       # others as far as this
 
 cdef enum:
     DIRECT = 1       # contiguous, at an address
@@ -33,21 +36,6 @@ cdef enum:
     DAMAGED = 4      # its offsets point outside its slab
 
 cdef uint32_t NOBODY = 0xFFFFFFFF
-
-cdef extern from *:
-    """
-    #include <stdint.h>
-    static inline void lazystore_touch_ahead(const unsigned char *p, uint64_t n) {
-    #if defined(__GNUC__)
-        const unsigned char *end = p + (n < 1280 ? n : 384);
-        for (; p < end; p += 64)
-            __builtin_prefetch(p);
-    #else
-        (void)p; (void)n;
-    #endif
-    }
-    """
-    void touch_ahead "lazystore_touch_ahead" (const uint8_t* p, uint64_t n) noexcept nogil
 
 
 cdef class Progress:
@@ -144,7 +132,7 @@ cdef class Walk:
         if store.closed:
             store.require_open()
         if self.k + AHEAD < self.n and spot[AHEAD].kind == DIRECT:
-            touch_ahead(<const uint8_t*>spot[AHEAD].where, spot[AHEAD].n)
+            prefetch(<const uint8_t*>spot[AHEAD].where, spot[AHEAD].n if spot[AHEAD].n < WHOLE else BEGINNING)
         try:
             if spot.kind == DIRECT:
                 if sink is None:

@@ -21,6 +21,7 @@ from lazystore._core.slab import Slab
 from lazystore.cache.door import HEAD_BYTES, Door, head_of
 from lazystore.cache.flight import Deadline
 from lazystore.cache.inflated import InflatedChunks
+from lazystore.cache.sparse import GUESS_VARIATION
 from lazystore.cache.wave import Wave
 from lazystore.errors import ArenaFullError, FetchError, FormatError, LazyStoreError
 from lazystore.fetch.source import Read
@@ -38,9 +39,9 @@ PACKED = (1 << 31) - 1
 #: Bytes of one request for a chunk's own parts.
 GROUP_BYTES = MIB
 
-#: Item sizes are assumed to vary by half their mean; the position of item i then by that times sqrt(i). A guess is
-#: made when so many times that uncertainty is a small part of what is wanted, and the arena is not tiny.
-GUESS_VARIATION, GUESS_SIGMAS, GUESS_WASTE, GUESS_FRAMES = 0.5, 3, 8, 64
+#: A guess of where items lie is made when so many times its uncertainty is a small part of what is wanted, and the
+#: arena is not tiny.
+GUESS_SIGMAS, GUESS_WASTE, GUESS_FRAMES = 3, 8, 64
 
 Steps = Generator[None, None, Slab]
 Pause = Generator[None, None, None]

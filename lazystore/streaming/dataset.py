@@ -11,6 +11,7 @@ import os
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -258,6 +259,11 @@ class StreamingDataset(TorchKind):
         """Items that one worker of ``workers`` (0, 1: none) of this rank yields from the present position on."""
         return self._session.reader_length(worker, workers)
 
+    @cached_property
+    def _stored_bytes(self) -> int:
+        """Bytes of all chunks, as the index has them: a sum over a million chunks is not for every pass."""
+        return sum(self._index.hints)
+
     def _walk(self, start: int = 0, reader: int | None = None) -> tuple[Walk, int]:
         self._share_budget()
         route, progress = self._session.begin(start, reader)
@@ -265,7 +271,7 @@ class StreamingDataset(TorchKind):
         shape = self._session.shape
         legs = route.legs(min(start, route.length))
         arena = memory.store.n_frames * memory.store.frame_bytes
-        fits = sum(self._index.hints) <= arena * FITS_SHARE
+        fits = self._stored_bytes <= arena * FITS_SHARE
         if self._index.compression and not fits and self._session.kind == "global":
             raise UnsupportedError(
                 "a global shuffle of compressed chunks that memory does not hold would inflate a chunk for every item; "
