@@ -1,8 +1,8 @@
 """The engine room: everything that runs once per item, in Cython.
 
 ``lru`` (recency lists), ``offsets`` (item offset tables), ``arena`` and ``frames`` (the
-frames, who leaves first, pins and leases), ``decode`` and ``arrays`` (leaves to Python
-objects), ``reader``, which walks the others from an item number to an object, ``scan``,
+frames, who leaves first, pins and leases), ``decode``, ``arrays`` and ``values`` (leaves to
+Python objects), ``reader``, which walks the others from an item number to an object, ``scan``,
 which does so in order, ``slab`` and ``walk``, which do so in any order, ``collate`` (columns
 of a batch), ``permute``, ``blocks`` and ``hands`` (shuffles as arithmetic), and ``index_scan``
 (the chunks of an index.json). No I/O happens here: what is not resident is asked of a loader

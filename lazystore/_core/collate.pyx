@@ -6,7 +6,7 @@ what a batch's user asked for, live in ``walk`` and ``lazystore.streaming.batche
 """
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_Append
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
@@ -20,9 +20,10 @@ from lazystore._core.decode cimport (
     OP_FLOAT,
     OP_INT,
     OP_NDARRAY,
+    OP_PACKED_ARRAY,
     DecodePlan,
+    next_size,
 )
-from lazystore._core.offsets cimport load_u32
 from lazystore.errors import ConfigError
 
 cdef enum:
@@ -31,13 +32,13 @@ cdef enum:
 
 cdef enum Kind:
     OBJECTS      # a list of what the plan decodes
-    SCALARS      # an array, a row is one number
+    SCALARS      # an array, a row is one number; a list if one is None
     ARRAYS       # an array as long as all the batch's leaves are alike, else a list of arrays
 
 cdef struct Column:
     Kind kind
     bint truth               # bytes are truth values: anything but 0 is 1
-    bint ragged              # ARRAYS that are a list in this batch
+    bint ragged              # SCALARS or ARRAYS that are a list in this batch
     Py_ssize_t rows          # rows allocated; 0: no array
     Py_ssize_t size          # bytes a row
     Py_ssize_t head          # bytes of the leaf before them
@@ -135,11 +136,14 @@ cdef class ObjectSink(Sink):
 cdef class ColumnSink(Sink):
     """Batches with the tree of an item and a column in the place of each leaf.
 
-    int, float and bool leaves become int64, float64 and bool arrays of one dimension; array leaves one array with
-    the batch as its first dimension if all of the batch have the same dtype and shape, else a list of arrays;
-    everything else (str, bytes, media, tensors, pickles) a list of decoded objects. Arrays without elements and
-    those of more than 31 dimensions stay lists too. The arrays belong to the batch alone: writable, in C order,
-    with one row an item.
+    int, float and bool leaves become int64, float64 and bool arrays of one dimension; array leaves (and numpy
+    scalars) one array with the batch as its first dimension if all of the batch have the same dtype and shape, else
+    a list of arrays; everything else (str, bytes, media, tensors, pickles, values) a list of decoded objects. Arrays
+    without elements and those of more than 31 dimensions stay lists too. The arrays belong to the batch alone:
+    writable, in C order, with one row an item.
+
+    A nullable leaf's column is the same in a batch where nothing is None, else a list (of int, float, bool, arrays
+    or objects) with the Nones in it: numbers have no None, and 0 or NaN would be other values.
 
     Parameters:
         plan: decodes what becomes an object, and builds the tree.
@@ -182,7 +186,7 @@ cdef class ColumnSink(Sink):
             column.truth = op == OP_BOOL
             column.size = 1 if column.truth else 8
             self.dtypes[k] = "int64" if op == OP_INT else "float64" if op == OP_FLOAT else "bool"
-        elif op in (OP_ARRAY, OP_NDARRAY):
+        elif op in (OP_ARRAY, OP_NDARRAY, OP_PACKED_ARRAY):
             column.kind = ARRAYS
         if column.kind != OBJECTS and self.empty is None:
             import numpy
@@ -201,11 +205,16 @@ cdef class ColumnSink(Sink):
 
     cdef int add(self, const uint8_t* p, Py_ssize_t n) except -1:
         cdef bint added = False
+        cdef bytes opened
         if self.count >= self.capacity:
             raise ConfigError(f"the batch has its {self.capacity} items already; take it first")
         self.enter()
         try:
-            self._add_leaves(p, n)
+            if self.plan.opener is None:
+                self._add_leaves(p, n)
+            else:
+                opened = self.plan.open_item(PyBytes_FromStringAndSize(<const char*>p, n))
+                self._add_leaves(<const uint8_t*>PyBytes_AS_STRING(opened), PyBytes_GET_SIZE(opened))
             added = True
         finally:
             if added:
@@ -217,17 +226,22 @@ cdef class ColumnSink(Sink):
 
     cdef int _add_leaves(self, const uint8_t* p, Py_ssize_t n) except -1:
         cdef DecodePlan plan = self.plan
-        cdef Py_ssize_t at = 0 if plan.headless else 4 * <Py_ssize_t>plan.n_leaves
-        cdef Py_ssize_t size
+        cdef Py_ssize_t at = plan.head, size
+        cdef const uint8_t* sizes = p
         cdef Column* column = self.columns
         cdef int k
         if n < at:
             raise plan.size_error(n)
         for k in range(plan.n_leaves):
-            size = n if plan.headless else load_u32(p + 4 * k)
+            size = n if plan.headless else next_size(&plan.leaves[k], &sizes)
+            if size < 0:
+                self._unstack(k)
+                PyList_Append(<list>self.parts[k], None)
+                column += 1
+                continue
             if size > n - at:
                 raise plan.size_error(n)
-            if column.kind == OBJECTS:
+            if column.kind == OBJECTS or column.ragged:
                 PyList_Append(<list>self.parts[k], plan.leaf(&plan.leaves[k], p + at, size))
             elif column.kind == SCALARS:
                 self._add_scalar(k, column, p + at, size)
@@ -264,23 +278,31 @@ cdef class ColumnSink(Sink):
 
     cdef int _add_unlike(self, int k, const uint8_t* p, Py_ssize_t size) except -1:
         """An array leaf that is the first of its batch, or not like the ones before."""
-        cdef Column* column = &self.columns[k]
         cdef object array = self.plan.leaf(&self.plan.leaves[k], p, size)
-        if self.count == 0:
-            # An item that failed may have left another one's array here, or a list of nothing.
-            column.rows = 0
-            column.ragged = False
-            if stackable(array):
-                self._start(k, p, size, array)
-                return 0
-            self.parts[k] = []
-            column.ragged = True
-        elif not column.ragged:
-            # Copies, so that none of them keeps the whole batch's memory.
-            self.parts[k] = [self.parts[k][row, ...].copy() for row in range(self.count)]
-            column.rows = 0
-            column.ragged = True
+        if self.count == 0 and stackable(array):
+            self._start(k, p, size, array)
+            return 0
+        self._unstack(k)
         PyList_Append(<list>self.parts[k], array)
+        return 0
+
+    cdef int _unstack(self, int k) except -1:
+        """From here on the column is a list in this batch."""
+        cdef Column* column = &self.columns[k]
+        if column.kind == OBJECTS or column.ragged:
+            return 0
+        part = self.parts[k]
+        if self.count == 0:
+            self.parts[k] = []
+        elif column.kind == SCALARS:
+            self.parts[k] = part[:self.count].tolist()
+        elif part.ndim == 1 and self.plan.leaves[k].op == OP_PACKED_ARRAY:
+            self.parts[k] = list(part[:self.count])
+        else:
+            # Copies, so that none of them keeps the whole batch's memory.
+            self.parts[k] = [part[row, ...].copy() for row in range(self.count)]
+        column.rows = 0
+        column.ragged = True
         return 0
 
     cdef int _start(self, int k, const uint8_t* p, Py_ssize_t size, object array) except -1:
@@ -316,6 +338,9 @@ cdef class ColumnSink(Sink):
     cdef _undo(self):
         """Forget what an item that failed has left in the lists; rows of arrays are written over."""
         cdef list part
+        if self.count == 0:
+            self._reset()
+            return
         for k in range(self.plan.n_leaves):
             if self.columns[k].kind == OBJECTS or self.columns[k].ragged:
                 part = self.parts[k]
@@ -341,11 +366,14 @@ cdef class ColumnSink(Sink):
         if column.rows and column.rows != self.count:
             part.resize((self.count, *part.shape[1:]), refcheck=False)
             column.rows = self.count
-        elif column.ragged and stackable(part[0]) and alike(<list>part):
-            # The one that differed was of an item that failed in another leaf.
+        elif column.ragged and not has_none(<list>part):
+            # Where only an item that failed in another leaf was unlike the rest, the column is an array after all.
             import numpy
 
-            return numpy.stack(part)
+            if column.kind == SCALARS:
+                return numpy.array(part, self.dtypes[k])
+            if stackable(part[0]) and alike(<list>part):
+                return numpy.stack(part)
         return part
 
 
@@ -356,3 +384,10 @@ cdef bint stackable(object array) except -1:
 cdef bint alike(list arrays) except -1:
     first = arrays[0]
     return all([array.shape == first.shape and array.dtype == first.dtype for array in arrays])
+
+
+cdef bint has_none(list part):
+    for value in part:
+        if value is None:
+            return True
+    return False

@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from typing_extensions import Buffer, disjoint_base
@@ -12,16 +12,22 @@ class DecodePlan:
     @property
     def n_leaves(self) -> int: ...
     @property
+    def head(self) -> int: ...
+    @property
     def headless(self) -> bool: ...
+    @property
+    def loose(self) -> bool: ...
     @property
     def names(self) -> tuple[Any, ...]: ...
     def __new__(
         cls,
-        leaves: Iterable[tuple[str, Any]],
+        leaves: Iterable[tuple[str, Any] | tuple[str, Any, dict[str, Any]]],
         tree: Iterable[tuple[Any, ...]],
         *,
         names: Iterable[Any],
         headless: bool = False,
+        opener: Callable[[bytes], bytes] | None = None,
+        loose: bool = False,
     ) -> DecodePlan: ...
     def __call__(self, item: Buffer) -> Any: ...
     def size_error(self, n: int) -> FormatError: ...

@@ -7,9 +7,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
-from lazystore._core.decode cimport OP_BYTES, DecodePlan, Leaf
+from lazystore._core.decode cimport OP_BYTES, DecodePlan, Leaf, next_size
 from lazystore._core.frames cimport FrameStore
-from lazystore._core.offsets cimport load_offset
 
 cdef uint64_t WHOLE_BYTES = 4096    # shorter items are gathered whole: that costs less than finding their leaves
 
@@ -45,17 +44,29 @@ cdef object leaf_spread(
 
 cdef object decode_spread(FrameStore store, DecodePlan plan, const int32_t* frames, uint64_t at, uint64_t n):
     """The item of ``n`` bytes at position ``at`` of a row of frames."""
-    cdef uint64_t head = 4 * <uint64_t>plan.n_leaves, size, done = head
+    cdef uint64_t done = plan.head
+    cdef Py_ssize_t size
+    cdef const uint8_t* sizes
     cdef bytes data
     cdef list values = []
     cdef int k
-    if plan.headless or n < WHOLE_BYTES or n < head:
+    if plan.opener is not None:
+        return plan.decode_opened(plan.open_item(gather(store, frames, at, n)))
+    if plan.headless or n < WHOLE_BYTES or n < done:
         data = gather(store, frames, at, n)
         return plan.decode(<const uint8_t*>PyBytes_AS_STRING(data), n)
-    data = gather(store, frames, at, head)
+    # An item of no leaves may be loose, and then begins with its mark.
+    data = gather(store, frames, at, max(done, <uint64_t>4) if plan.loose else done)
+    sizes = <const uint8_t*>PyBytes_AS_STRING(data)
+    if plan.is_loose(sizes, len(data)):
+        data = gather(store, frames, at, n)
+        return plan.decode_item(<const uint8_t*>PyBytes_AS_STRING(data), n)
     for k in range(plan.n_leaves):
-        size = load_offset(<const uint8_t*>PyBytes_AS_STRING(data) + 4 * k, 4)
-        if size > n - done:
+        size = next_size(&plan.leaves[k], &sizes)
+        if size < 0:
+            values.append(None)
+            continue
+        if <uint64_t>size > n - done:
             raise plan.size_error(n)
         values.append(leaf_spread(store, plan, &plan.leaves[k], frames, at + done, size))
         done += size

@@ -5,10 +5,11 @@ A batch is a list of decoded leaves; columns are made with numpy when it is take
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from models.decode_plan import assemble, leaf, split
+from models.decode_plan import assemble, leaves_of
 
 from lazystore.errors import ConfigError
 
@@ -16,9 +17,11 @@ SCALARS = {"int": "<i8", "float": "<f8", "bool": "?"}
 
 
 def column(op: str, values: list[Any]) -> Any:
+    if any(value is None for value in values):
+        return values
     if op in SCALARS:
         return np.array(values, SCALARS[op])
-    if op in ("array", "ndarray"):
+    if op in ("array", "ndarray", "packed_array"):
         first = values[0]
         if first.size and first.ndim < 32 and all((v.dtype, v.shape) == (first.dtype, first.shape) for v in values):
             return np.stack(values)
@@ -27,8 +30,15 @@ def column(op: str, values: list[Any]) -> Any:
 
 class ColumnSinkModel:
     def __init__(
-        self, leaves: list[tuple[str, Any]], tree: list[tuple[Any, ...]], capacity: int, *, headless: bool = False
+        self,
+        leaves: list[tuple[Any, ...]],
+        tree: list[tuple[Any, ...]],
+        capacity: int,
+        *,
+        headless: bool = False,
+        opener: Callable[[bytes], bytes] | None = None,
     ) -> None:
+        self.opener = opener
         self.leaves = leaves
         self.tree = tree
         self.capacity = capacity
@@ -42,13 +52,14 @@ class ColumnSinkModel:
     def add_bytes(self, item: bytes) -> None:
         if self.count == self.capacity:
             raise ConfigError("full")
-        parts = [item] if self.headless else split(item, len(self.leaves))
-        self.items.append([leaf(op, argument, data) for (op, argument), data in zip(self.leaves, parts, strict=True)])
+        if self.opener is not None:
+            item = self.opener(item)
+        self.items.append(leaves_of(item, self.leaves, self.headless))
 
     def take_batch(self) -> Any:
         if not self.items:
             raise ConfigError("empty")
-        columns = [column(op, [item[k] for item in self.items]) for k, (op, _) in enumerate(self.leaves)]
+        columns = [column(op, [item[k] for item in self.items]) for k, (op, *_) in enumerate(self.leaves)]
         self.items = []
         return assemble(self.tree, columns)
 

@@ -7,29 +7,55 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from models.values import decode_value
 
 from lazystore.errors import FormatError
 
 DTYPES = ["i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8", "<c8", "<c16", "?"]
 NONE = b"\x80\x04N."
 MAX_DIMS = 32
+MAX_PACKED_DIMS = 63 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+NULL = 0xFFFFFFFF
+LOOSE = b"\xfe\xff\xff\xff"
+PACKED_DTYPES = {
+    8: "uint8", 9: "int8", 16: "uint16", 17: "int16", 18: "float16", 32: "uint32", 33: "int32", 34: "float32",
+    64: "uint64", 65: "int64", 66: "float64",
+}  # fmt: skip
 
 
-def split(item: bytes, n_leaves: int) -> list[bytes]:
-    """``u32 size[n] | leaves`` cut into leaves."""
-    if len(item) < 4 * n_leaves:
+def split(item: bytes, leaves: list[tuple[Any, ...]]) -> list[bytes | None]:
+    """``u32 size[of those that vary] | leaves`` cut into leaves; None where a nullable one is."""
+    head = 4 * sum("fixed" not in flags_of(spec) for spec in leaves)
+    if len(item) < head:
         raise FormatError("too short for its sizes")
-    sizes = struct.unpack_from(f"<{n_leaves}I", item)
-    if 4 * n_leaves + sum(sizes) != len(item):
-        raise FormatError("sizes do not add up")
-    leaves, at = [], 4 * n_leaves
-    for size in sizes:
-        leaves.append(item[at : at + size])
+    stored = iter(struct.unpack_from(f"<{head // 4}I", item))
+    parts: list[bytes | None] = []
+    at = head
+    for spec in leaves:
+        flags = flags_of(spec)
+        size = flags["fixed"] if "fixed" in flags else next(stored)
+        if size == NULL and flags.get("nullable"):
+            parts.append(None)
+            continue
+        parts.append(item[at : at + size])
         at += size
-    return leaves
+    if at != len(item):
+        raise FormatError("sizes do not add up")
+    return parts
+
+
+def flags_of(spec: tuple[Any, ...]) -> dict[str, Any]:
+    return spec[2] if len(spec) > 2 else {}
+
+
+def leaves_of(item: bytes, leaves: list[tuple[Any, ...]], headless: bool) -> list[Any]:
+    """An opened item's decoded leaves. All sizes are checked before the first leaf."""
+    parts = [item] if headless else split(item, leaves)
+    return [None if data is None else leaf(*spec[:2], data) for spec, data in zip(leaves, parts, strict=True)]
 
 
 def scalar(form: str, data: bytes) -> Any:
@@ -60,6 +86,25 @@ def array_nd(data: bytes) -> Any:
     return np.frombuffer(body, DTYPES[index]).reshape(dims)
 
 
+def packed_array(data: bytes, dtype: str, shape: tuple[int, ...] | None) -> Any:
+    """``[u8 dtype] | [u8 ndim << 2 | k, ndim dims of 2**k bytes] | C-order data``; a scalar for the shape ()."""
+    if not dtype:
+        if not data or data[0] not in PACKED_DTYPES:
+            raise FormatError("no dtype")
+        dtype, data = PACKED_DTYPES[data[0]], data[1:]
+    if shape is None:
+        ndim, width = (data[0] >> 2, 1 << (data[0] & 3)) if data else (0, 1)
+        end = 1 + ndim * width
+        if not 0 < ndim <= MAX_PACKED_DIMS or len(data) < end:
+            raise FormatError("no shape")
+        shape = tuple(int.from_bytes(data[at : at + width], "little") for at in range(1, end, width))
+        data = data[end:]
+    if len(data) != math.prod(shape) * np.dtype(dtype).itemsize or math.prod(dim or 1 for dim in shape) > 1 << 48:
+        raise FormatError("dimensions do not fit the bytes")
+    array = np.frombuffer(data, dtype).reshape(shape)
+    return array if shape else array[()]
+
+
 def leaf(op: str, argument: Any, data: bytes) -> Any:
     match op:
         case "str":
@@ -76,6 +121,10 @@ def leaf(op: str, argument: Any, data: bytes) -> Any:
             return array_1d(data, argument)
         case "ndarray":
             return array_nd(data)
+        case "packed_array":
+            return packed_array(data, *argument)
+        case "value":
+            return decode_value(data)
         case "none_or_call" if data == NONE:
             return None
     return argument(data)
@@ -106,23 +155,35 @@ def assemble(tree: list[tuple[Any, ...]], values: list[Any]) -> Any:
 
 
 class DecodePlanModel:
-    def __init__(self, leaves: list[tuple[str, Any]], tree: list[tuple[Any, ...]], *, headless: bool = False) -> None:
+    def __init__(
+        self,
+        leaves: list[tuple[Any, ...]],
+        tree: list[tuple[Any, ...]],
+        *,
+        headless: bool = False,
+        opener: Callable[[bytes], bytes] | None = None,
+        loose: bool = False,
+    ) -> None:
+        self.loose = loose
         self.leaves = leaves
         self.tree = tree
         self.headless = headless
+        self.opener = opener
 
     def __call__(self, item: bytes) -> Any:
-        """All sizes are checked before the first leaf; of several faults another one may show than in the plan."""
-        parts = [item] if self.headless else split(item, len(self.leaves))
-        values = [leaf(op, argument, data) for (op, argument), data in zip(self.leaves, parts, strict=True)]
-        return assemble(self.tree, values)
+        """Of several faults of an item another one may show than in the plan."""
+        if self.opener is not None:
+            item = self.opener(item)
+        if self.loose and item[:4] == LOOSE:
+            return decode_value(item[4:])
+        return assemble(self.tree, leaves_of(item, self.leaves, self.headless))
 
 
 def same(a: Any, b: Any) -> bool:
     """Deep equality with types, NaNs equal, arrays by dtype, shape and bytes."""
     if type(a) is not type(b):
         return False
-    if isinstance(a, np.ndarray):
+    if isinstance(a, (np.ndarray, np.generic)):
         return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[key], b[key]) for key in a)

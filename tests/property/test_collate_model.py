@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models.collate import ColumnSinkModel, arrays_in
 from models.decode_plan import DTYPES, NONE, same
+from models.values import encode_value
+from support.leaf_flags import flagged, item_of
 
 from lazystore._core.collate import ColumnSink, ObjectSink, Sink
 from lazystore._core.decode import DecodePlan
 from lazystore.errors import ConfigError, FormatError
 from lazystore.streaming.batches import collate_items
 
-Leaf = tuple[str, Any]
+Leaf = tuple[Any, ...]
 Step = tuple[Any, ...]
 Schema = tuple[list[Leaf], list[Step], bool]
 
@@ -34,11 +37,19 @@ def called(data: bytes) -> tuple[str, bytes]:
     return "called", data
 
 
-value_leaves = st.one_of(
+bare_leaves = st.one_of(
     st.sampled_from(["str", "bytes", "int", "float", "bool", "ndarray"]).map(lambda op: (op, None)),
     st.integers(0, len(DTYPES) - 1).map(lambda index: ("array", index)),
+    st.sampled_from([("", None), ("float32", None), ("int16", (2, 1)), ("uint8", (2,)), ("float64", ())]).map(
+        lambda argument: ("packed_array", argument)
+    ),
 )
-all_leaves = st.one_of(value_leaves, st.sampled_from(["call", "none_or_call"]).map(lambda op: (op, called)))
+value_leaves = flagged(bare_leaves)
+all_leaves = st.one_of(
+    value_leaves,
+    flagged(st.sampled_from(["call", "none_or_call"]).map(lambda op: (op, called))),
+    st.just(("value", None)),
+)
 
 
 def trees(names: list[str]) -> st.SearchStrategy[list[Step]]:
@@ -55,13 +66,16 @@ def trees(names: list[str]) -> st.SearchStrategy[list[Step]]:
 
 
 def schemas(leaves: st.SearchStrategy[Leaf]) -> st.SearchStrategy[Schema]:
+    def unflagged(leaf: Leaf) -> Schema:
+        return [leaf[:2]], [("leaf",)], True
+
     def trees_of(found: list[Leaf]) -> st.SearchStrategy[Schema]:
         names = [str(k) for k in range(len(found))]
         return st.tuples(st.just(found), trees(names), st.just(False))
 
     return st.one_of(
         st.lists(leaves, max_size=4).flatmap(trees_of),
-        leaves.map(lambda leaf: ([leaf], [("leaf",)], True)),
+        leaves.map(unflagged),
     )
 
 
@@ -72,7 +86,7 @@ def ndarray(index: int, dims: list[int], fill: int) -> bytes:
 
 def leaf_bytes(draw: st.DrawFn, leaf: Leaf) -> bytes:
     """Arrays come in few shapes, so that batches of one shape and of several both happen."""
-    op, argument = leaf
+    op, argument = leaf[:2]
     match op:
         case "str":
             return draw(st.text(max_size=3)).encode()
@@ -88,14 +102,25 @@ def leaf_bytes(draw: st.DrawFn, leaf: Leaf) -> bytes:
         case "ndarray":
             index, dims = draw(st.sampled_from([(9, [2, 2])] * 6 + [(9, [4]), (7, [2, 1]), (9, []), (9, [2, 0])]))
             return ndarray(index, dims, draw(st.integers(0, 1)))
+        case "packed_array":
+            return packed_bytes(draw, *argument)
+        case "value":
+            return encode_value(draw(st.sampled_from([None, 1, ["a", {"b": 0.5}]])))
         case "none_or_call":
             return draw(st.one_of(st.just(NONE), st.sampled_from([b"", b"a", b"!"])))
     return draw(st.sampled_from([b"", b"a", b"bc", b"!"]))
 
 
+def packed_bytes(draw: st.DrawFn, dtype: str, shape: tuple[int, ...] | None) -> bytes:
+    if not dtype:
+        return draw(st.sampled_from([b"\x22\x04\1aaaa"] * 4 + [b"\x08\x04\4aaaa", b"\x22\x08\1\1aaaa", b"\x22\x04\0"]))
+    if shape is None:
+        return draw(st.sampled_from([b"\x04\1aaaa"] * 4 + [b"\x08\1\1aaaa", b"\x04\2aaaabbbb"]))
+    return draw(st.sampled_from([b"a", b"b"])) * (int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize)
+
+
 def good_item(draw: st.DrawFn, schema: Schema) -> bytes:
-    parts = [leaf_bytes(draw, leaf) for leaf in schema[0]]
-    return parts[0] if schema[2] else struct.pack(f"<{len(parts)}I", *map(len, parts)) + b"".join(parts)
+    return leaf_bytes(draw, schema[0][0]) if schema[2] else item_of(draw, schema[0], leaf_bytes)
 
 
 def hostile_item(draw: st.DrawFn, schema: Schema) -> bytes:
@@ -130,8 +155,8 @@ def batches(draw: st.DrawFn) -> tuple[Schema, list[bytes]]:
     return schema, [good_item(draw, schema) for _ in range(draw(st.integers(1, 5)))]
 
 
-def plan_of(schema: Schema) -> DecodePlan:
-    return DecodePlan(schema[0], schema[1], names=[op for op, _ in schema[0]], headless=schema[2])
+def plan_of(schema: Schema, opener: Callable[[bytes], bytes] | None = None) -> DecodePlan:
+    return DecodePlan(schema[0], schema[1], names=[op for op, *_ in schema[0]], headless=schema[2], opener=opener)
 
 
 def outcome(sink: Sink | ColumnSinkModel, step: bytes | None) -> tuple[bool, Any]:
@@ -157,6 +182,17 @@ def test_columns_are_what_the_model_makes_of_the_decoded_items(
         for array in arrays_in(found):
             assert array.flags.carray
             assert array.flags.owndata
+
+
+@given(batches())
+def test_stored_bytes_are_opened_before_they_are_collated(case: tuple[Schema, list[bytes]]) -> None:
+    schema, items = case
+    for make in (lambda plan: ColumnSink(plan, 5), ObjectSink):
+        opened, plain = make(plan_of(schema, lambda stored: stored[::-1])), make(plan_of(schema))
+        for item in items:
+            opened.add_bytes(item[::-1])
+            plain.add_bytes(item)
+        assert same(opened.take_batch(), plain.take_batch())
 
 
 @given(batches())

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models.decode_plan import DTYPES, NONE, DecodePlanModel, same
+from models import values as values_model
+from models.decode_plan import DTYPES, LOOSE, NONE, PACKED_DTYPES, DecodePlanModel, same
+from models.values import encode_value
+from support.leaf_flags import flagged, item_of
 
 from lazystore._core.decode import DecodePlan
+from lazystore._core.values import decode_value
 from lazystore.errors import FormatError
 
-Leaf = tuple[str, Any]
+Leaf = tuple[Any, ...]
 Step = tuple[Any, ...]
 Schema = tuple[list[Leaf], list[Step], bool]
 
@@ -26,10 +32,28 @@ def called(data: bytes) -> tuple[str, bytes]:
     return "called", data
 
 
-leaves = st.one_of(
-    st.sampled_from(["str", "bytes", "int", "float", "bool", "ndarray"]).map(lambda op: (op, None)),
+packed = st.tuples(
+    st.sampled_from(["", *PACKED_DTYPES.values()]),
+    st.one_of(st.none(), st.lists(st.integers(0, 3), max_size=4).map(tuple)),
+)
+bare_leaves = st.one_of(
+    st.sampled_from(["str", "bytes", "int", "float", "bool", "ndarray", "value"]).map(lambda op: (op, None)),
     st.integers(0, len(DTYPES) - 1).map(lambda index: ("array", index)),
+    packed.map(lambda argument: ("packed_array", argument)),
     st.sampled_from(["call", "none_or_call"]).map(lambda op: (op, called)),
+)
+leaves = flagged(bare_leaves)
+values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**63), 2**64 - 1),
+        st.floats(),
+        st.text(max_size=9),
+        st.binary(max_size=9),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=9), inner, max_size=4)),
+    max_leaves=12,
 )
 keys = st.one_of(st.text(max_size=3), st.integers(-3, 3), st.none())
 
@@ -72,12 +96,12 @@ def flat_dicts(draw: st.DrawFn) -> tuple[list[Leaf], list[Step]]:
 schemas = st.one_of(
     programs().map(lambda both: (*both, False)),
     flat_dicts().map(lambda both: (*both, False)),
-    leaves.map(lambda leaf: ([leaf], [("leaf",)], True)),
+    bare_leaves.map(lambda leaf: ([leaf], [("leaf",)], True)),
 )
 
 
 def leaf_bytes(draw: st.DrawFn, leaf: Leaf) -> bytes:
-    op, argument = leaf
+    op, argument = leaf[:2]
     match op:
         case "str":
             return draw(st.text(max_size=12)).encode()
@@ -95,18 +119,34 @@ def leaf_bytes(draw: st.DrawFn, leaf: Leaf) -> bytes:
             size = int(np.prod(dims, dtype=int)) * np.dtype(DTYPES[index]).itemsize
             header = struct.pack(f"<{2 + len(dims)}I", index, len(dims), *dims)
             return header + (bytes(range(1, 8)) * size)[:size]
+        case "packed_array":
+            return packed_bytes(draw, *argument)
+        case "value":
+            return encode_value(draw(values))
         case "none_or_call":
             return draw(st.one_of(st.just(NONE), st.binary(max_size=8)))
     return draw(st.binary(max_size=12))
 
 
+def packed_bytes(draw: st.DrawFn, dtype: str, shape: tuple[int, ...] | None) -> bytes:
+    header = b""
+    if not dtype:
+        code = draw(st.sampled_from(list(PACKED_DTYPES)))
+        dtype, header = PACKED_DTYPES[code], bytes([code])
+    if shape is None:
+        shape = tuple(draw(st.lists(st.integers(0, 3), min_size=1, max_size=4)))
+        k = draw(st.integers(0, 3))
+        header += bytes([len(shape) << 2 | k]) + b"".join(dim.to_bytes(1 << k, "little") for dim in shape)
+    size = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
+    return header + (bytes(range(1, 8)) * size)[:size]
+
+
 @st.composite
 def items(draw: st.DrawFn) -> tuple[Schema, bytes]:
     schema = draw(schemas)
-    parts = [leaf_bytes(draw, leaf) for leaf in schema[0]]
     if schema[2]:
-        return schema, parts[0]
-    return schema, struct.pack(f"<{len(parts)}I", *map(len, parts)) + b"".join(parts)
+        return schema, leaf_bytes(draw, schema[0][0])
+    return schema, item_of(draw, schema[0], leaf_bytes)
 
 
 @st.composite
@@ -130,11 +170,19 @@ def hostile_items(draw: st.DrawFn) -> tuple[Schema, bytes]:
     return schema, bytes(changed)
 
 
-def plan_and_model(schema: Schema) -> tuple[DecodePlan, DecodePlanModel]:
+def turned(item: bytes) -> bytes:
+    """An opener."""
+    return item[::-1]
+
+
+def plan_and_model(
+    schema: Schema, opener: Callable[[bytes], bytes] | None = None, loose: bool = False
+) -> tuple[DecodePlan, DecodePlanModel]:
     found, program, headless = schema
-    names = [op for op, _ in found]
-    return DecodePlan(found, program, names=names, headless=headless), DecodePlanModel(
-        found, program, headless=headless
+    names = [op for op, *_ in found]
+    return (
+        DecodePlan(found, program, names=names, headless=headless, opener=opener, loose=loose),
+        DecodePlanModel(found, program, headless=headless, opener=opener, loose=loose),
     )
 
 
@@ -148,6 +196,39 @@ def test_good_items_decode_as_the_model_says_from_any_buffer_at_any_address(
     shifted = memoryview(bytearray(shift) + item + b"rest")[shift : shift + len(item)]
     for buffer in (item, bytearray(item), shifted):
         assert same(plan(buffer), expected)
+
+
+@given(items())
+def test_stored_bytes_are_opened_before_they_are_decoded(case: tuple[Schema, bytes]) -> None:
+    schema, item = case
+    plan, model = plan_and_model(schema, turned)
+    assert same(plan(turned(item)), model(turned(item)))
+
+
+@given(items(), values, st.booleans())
+def test_loose_items_are_what_they_say_among_others(case: tuple[Schema, bytes], value: Any, opened: bool) -> None:
+    schema, item = case
+    if schema[2]:
+        return
+    plan, model = plan_and_model(schema, turned if opened else None, loose=True)
+    loose = LOOSE + encode_value(value)
+    strict, _ = plan_and_model(schema)
+    for data in (item, loose):
+        stored = turned(data) if opened else data
+        assert same(plan(stored), model(stored))
+    assert same(plan(turned(loose) if opened else loose), value)
+    with pytest.raises(FormatError):
+        strict(loose)
+
+
+@given(hostile_items(), st.booleans())
+def test_hostile_loose_items_decode_or_raise_as_the_model_does(case: tuple[Schema, bytes], marked: bool) -> None:
+    schema, item = case
+    if schema[2]:
+        return
+    plan, model = plan_and_model(schema, loose=True)
+    item = LOOSE + item if marked else item
+    assert same(outcome(plan, item), outcome(model, item))
 
 
 @given(hostile_items())
@@ -166,16 +247,34 @@ def test_hostile_items_decode_or_raise_as_the_model_does(case: tuple[Schema, byt
     assert same(plan(item), expected)
 
 
-@given(st.binary(max_size=48))
-def test_an_array_leaf_of_any_bytes_decodes_or_is_refused(data: bytes) -> None:
-    plan = DecodePlan([("ndarray", None)], [("leaf",)], names=["x"], headless=True)
-    model = DecodePlanModel([("ndarray", None)], [("leaf",)], headless=True)
+def outcome(decode: Callable[[bytes], Any], data: bytes) -> Any:
+    """What it makes of any bytes; None if it refuses them."""
     try:
-        expected = model(data)
-    except FormatError:
-        expected = None
-    try:
-        found = plan(data)
-    except FormatError:
-        found = None
-    assert same(found, expected)
+        return [decode(data)]
+    except (FormatError, UnicodeDecodeError):
+        return None
+
+
+ANY_BYTES_LEAVES: list[Leaf] = [
+    ("ndarray", None),
+    ("packed_array", ("", None)),
+    ("packed_array", ("uint8", None)),
+    ("packed_array", ("int16", (3, 2))),
+    ("value", None),
+]
+
+
+@given(st.sampled_from(ANY_BYTES_LEAVES), st.binary(max_size=48))
+def test_a_leaf_that_describes_itself_is_decoded_from_any_bytes_or_refused(leaf: Leaf, data: bytes) -> None:
+    plan, model = plan_and_model(([leaf], [("leaf",)], True))
+    assert same(outcome(plan, data), outcome(model, data))
+
+
+@given(values, st.data())
+def test_a_value_that_was_changed_is_decoded_or_refused(value: Any, data: st.DataObject) -> None:
+    encoded = bytearray(encode_value(value))
+    assert same(decode_value(encoded), value)
+    at = data.draw(st.integers(0, len(encoded) - 1))
+    change = data.draw(st.sampled_from([b"", b"\0", b"\7\1\0\0\0", b"\xff\xff\xff\xff", b"\5", b"\x08"]))
+    encoded[at : at + data.draw(st.integers(0, 5))] = change
+    assert same(outcome(decode_value, bytes(encoded)), outcome(values_model.decode_value, bytes(encoded)))

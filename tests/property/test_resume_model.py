@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given
@@ -21,6 +21,7 @@ from lazystore.streaming.resume import MAX_RUNS, Position, check, consumed, pars
 FINGERPRINT = "0123456789abcdef"
 OWN = ["sequential", "window", "global"]
 KINDS = [*OWN, "litdata", "litdata-0.2.70"]
+MOSAIC = ["mosaic-py1e", "mosaic-py1s", "mosaic-py1br"]  # these repeat items, to give every rank as many
 
 
 def play(route: Route, shape: Shape, start: int = 0, stop: int | None = None) -> list[int]:
@@ -98,13 +99,15 @@ def shapes(draw: st.DrawFn) -> Shape:
 
 
 @st.composite
-def specs(draw: st.DrawFn) -> OrderSpec:
+def specs(draw: st.DrawFn, kinds: Sequence[str] = KINDS) -> OrderSpec:
+    kind = draw(st.sampled_from(kinds))
     return OrderSpec(
-        kind=draw(st.sampled_from(KINDS)),
+        kind=kind,
         seed=draw(st.integers(0, 5)),
         window_bytes=draw(st.sampled_from([1, 100, 400, 10**6])),
         block_bytes=draw(st.sampled_from([1, 50, 200])),
         drop_last=draw(st.booleans()),
+        **({"num_canonical_nodes": 1, "shuffle_block_size": draw(st.sampled_from([0, 4]))} if kind in MOSAIC else {}),
     )
 
 
@@ -129,7 +132,7 @@ def test_shares_cover_everything_once_in_order(total: int, setting: tuple[int, i
         assert sum((b - a) % batch_size > 0 for a, b in rank) <= 1
 
 
-@given(shapes(), specs(), st.integers(1, 3), settings, st.data())
+@given(shapes(), specs([*KINDS, *MOSAIC]), st.integers(1, 3), settings, st.data())
 def test_stopped_anywhere_and_resumed_is_the_uninterrupted_order(
     shape: Shape, spec: OrderSpec, epoch: int, setting: tuple[int, int, int], data: st.DataObject
 ) -> None:
@@ -152,7 +155,7 @@ def test_stopped_anywhere_and_resumed_is_the_uninterrupted_order(
     assert len(twice.history) <= 1
 
 
-@given(shapes(), specs(), settings, st.integers(0, 60))
+@given(shapes(), specs([*KINDS, *MOSAIC]), settings, st.integers(0, 60))
 def test_stopped_inside_a_batch_nothing_repeats_and_nothing_is_missed(
     shape: Shape, spec: OrderSpec, setting: tuple[int, int, int], step: int
 ) -> None:
@@ -191,7 +194,7 @@ def test_on_other_ranks_and_workers_every_remaining_item_comes_once(
         assert sorted(seen) == list(range(total))
 
 
-@given(shapes(), specs(), settings, st.lists(settings, max_size=2), st.data())
+@given(shapes(), specs([*KINDS, *MOSAIC]), settings, st.lists(settings, max_size=2), st.data())
 def test_a_worker_resumes_at_its_own_position(
     shape: Shape,
     spec: OrderSpec,
@@ -231,7 +234,7 @@ def test_legs_between_any_two_positions(
     assert play(route, shape, start, stop) == whole[start:stop]
 
 
-@given(specs(), st.lists(st.tuples(settings, st.integers(1, 3)), max_size=MAX_RUNS))
+@given(specs([*KINDS, *MOSAIC]), st.lists(st.tuples(settings, st.integers(1, 3)), max_size=MAX_RUNS))
 def test_states_survive_json_and_stay_small(spec: OrderSpec, steps: list[tuple[tuple[int, int, int], int]]) -> None:
     position = Position(FINGERPRINT, spec, 7)
     for (world, workers, batch_size), items in steps:

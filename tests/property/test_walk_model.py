@@ -88,7 +88,7 @@ class Walks(RuleBasedStateMachine):
     def enter(self, kind: str, epoch: int, part: float, shared: bool) -> None:
         if kind == "global" and not self.bench.source.local:
             kind = "window"  # lists from afar are fetched by a thread: nothing that could be replayed
-        window, block = window_bytes(self.budget, compressed=False)
+        window, block = window_bytes(self.budget, opaque=False)
         route = self.bench.route(kind, window=window, block=block, epoch=epoch)
         start = int(part * route.length) if part > 0.5 else 0
         walk = self.bench.walk(route, start, shared=shared and sum(self.bench.index.hints) < self.budget * 0.85)

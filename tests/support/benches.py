@@ -12,9 +12,11 @@ from lazystore._core.reader import Reader
 from lazystore._core.scan import ItemIterator
 from lazystore._core.walk import Progress, Walk
 from lazystore.cache.memory import ChunkMemory
+from lazystore.formats.format import Opened
 from lazystore.formats.leaves import leaf_operation
 from lazystore.formats.litdata import parse_index
 from lazystore.formats.pytree import compile_tree
+from lazystore.formats.stream_codecs import codec_for
 from lazystore.streaming.order import OrderSpec, Route, Shape, Topology, make_route
 from lazystore.streaming.prefetch import RouteFeed
 
@@ -23,14 +25,16 @@ class Bench:
     """A memory, and the reader it loads for; ``budget`` bytes are the arena's alone."""
 
     def __init__(self, source: DiarySource, budget: int = 1 << 20, **options: Any) -> None:
-        settings = {"timeout": 20.0, "fallback": True, "compressed": False, **options}
+        settings = {"timeout": 20.0, "fallback": True, **options}
         index = parse_index(source.objects["index.json"], place="index.json")
         self.source = source
         self.index = index
         self.store = FrameStore(budget)
-        self.memory = ChunkMemory(source, index, self.store, **settings)
         leaves = [leaf_operation(tag, allow_pickle=False) for tag in index.tags]
         self.plan = plan = DecodePlan(leaves, compile_tree(index.data_spec, len(leaves)), names=index.tags)
+        codec = codec_for(index.compression) if index.compression else None
+        layout = Opened("litdata", source, index.names, index.counts, index.hints, plan)
+        self.memory = ChunkMemory(source, layout, self.store, codec=codec, **settings)
         self.reader: Reader = self.memory.attach(plan, index.counts, 0, None)
         source.waves.clear()
 

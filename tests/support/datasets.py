@@ -93,8 +93,8 @@ def reads(dataset: StreamingDataset, i: int) -> dict[str, Callable[[], Any]]:
         "index": lambda: dataset[i],
         "batch": lambda: dataset.get_many([i])[0],
         "slice": lambda: dataset[i : i + 1][0],
-        "bytes": lambda: dataset._plan(dataset.get_bytes(i)),
-        "view": lambda: dataset._plan(memoryview(dataset.view(i))),
+        "bytes": lambda: dataset._opened.plan(dataset.get_bytes(i)),
+        "view": lambda: dataset._opened.plan(memoryview(dataset.view(i))),
     }
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,31 @@ import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-ENCRYPTED = ["litdata-classic-fernet-chunk", "litdata-classic-fernet-sample"]
-READABLE = sorted({path.parent.name for path in GOLDEN.glob("litdata-*/data")} - set(ENCRYPTED))
+#: Every dataset, by the path of its folder below the golden one.
+READABLE = sorted(path.parent.relative_to(GOLDEN).as_posix() for path in GOLDEN.glob("**/data"))
+LITDATA = [name for name in READABLE if name.startswith("litdata-")]
+ENCRYPTED = [name for name in READABLE if (GOLDEN / name / "key").exists()]
+#: Chunks as LitData has always written them, not encrypted.
+CLASSIC = [name for name in LITDATA if "-classic-" in name or name == "litdata-le-tensor" if name not in ENCRYPTED]
+#: Written sample by sample as Arrow rows, whatever the index says of leaves.
+ROWS = [name for name in LITDATA if name.endswith(("rows", "rows-zstd"))]
+
+
+def place(name: str) -> Path:
+    """What to open: the folder, or the text file in it."""
+    data = GOLDEN / name / "data"
+    return next(data.iterdir()) if name.startswith("plain-text/") else data
+
+
+def options(name: str) -> dict[str, Any]:
+    """What a reader of this dataset has to say."""
+    found: dict[str, Any] = {"allow_pickle": True}
+    if name in ENCRYPTED:
+        from lazystore import FernetEncryption
+
+        key = GOLDEN / name / "key"
+        found["encryption"] = FernetEncryption.load(key / "key.json", (key / "password.txt").read_text())
+    return found
 
 
 def config(name: str) -> dict[str, Any]:
@@ -28,13 +52,31 @@ def config(name: str) -> dict[str, Any]:
 
 def require(name: str) -> None:
     """Skip the test where the packages this dataset needs are not installed."""
+    for package in sorted(_packages(name)):
+        pytest.importorskip(package)
+
+
+def _packages(name: str) -> set[str]:
+    if name.startswith("plain-text/"):
+        return set()
+    if name not in LITDATA:
+        shards = json.loads((GOLDEN / name / "data" / "index.json").read_text())["shards"]
+        return {
+            package
+            for shard in shards
+            for kind in (*shard.get("column_encodings", ()), shard["compression"] or "", *shard["hashes"])
+            for part, package in _MOSAIC_PACKAGES.items()
+            if part in kind
+        }
     found = config(name)
-    if any("tensor" in tag for tag in found["data_format"]):
-        pytest.importorskip("torch")
-    if any(tag in ("pil", "jpeg", "jpeg_array") for tag in found["data_format"]):
-        pytest.importorskip("PIL")
-    if found["compression"]:
-        pytest.importorskip("zstandard")
+    packages = {package for part, package in _PACKAGES.items() if any(part in tag for tag in found["data_format"])}
+    packages |= {"zstandard"} if found["compression"] else set()
+    packages |= {"cryptography"} if name in ENCRYPTED else set()
+    return packages | ({"pyarrow"} if name in ROWS or "fernet-chunk" in name else set())
+
+
+_PACKAGES = {"tensor": "torch", "pil": "PIL", "jpeg": "PIL"}
+_MOSAIC_PACKAGES = {"pil": "PIL", "jpeg": "PIL", "png": "PIL", "zstd": "zstandard", "br": "brotli", "snappy": "cramjam"}
 
 
 def expected(name: str, file: str = "expected.jsonl") -> list[dict[str, Any]]:
@@ -101,7 +143,24 @@ def _image(value: Any, inner: dict[str, Any], _: Any) -> bool:
     return same and ("len" in inner or _sha(value.tobytes()) == inner["sha256"])
 
 
+def _npscalar(value: Any, inner: dict[str, Any], _: Any) -> bool:
+    if not isinstance(value, np.generic) or value.dtype.str != np.dtype(inner["dtype"]).str:
+        return False
+    if value.dtype.kind == "f":
+        return _float(float(value), inner["value"], None)
+    return int(value) == inner["value"]
+
+
+def _png(value: Any, inner: dict[str, Any], _: Any) -> bool:
+    return _image(value, {key: inner[key] for key in ("mode", "size", "len")}, _) and (
+        _sha(value.tobytes()) == inner["pixels_sha256"]
+    )
+
+
 _LEAVES = {
+    "npscalar": _npscalar,
+    "decimal": lambda value, inner, want: type(value) is Decimal and str(value) == inner,
+    "png_file": _png,
     "none": lambda value, inner, want: value is None,
     "bool": lambda value, inner, want: type(value) is bool and value == inner,
     "int": lambda value, inner, want: type(value) is int and value == inner,

@@ -25,6 +25,7 @@ class DiarySource:
     def __init__(self, objects: Mapping[str, bytes], *, local: bool = False) -> None:
         self.url = "diary://objects"
         self.local = local
+        self.memory = 0
         self.counters = FetchCounters()
         self.objects = dict(objects)
         self.waves: list[list[tuple[str, int, int]]] = []

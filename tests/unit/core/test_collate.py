@@ -162,6 +162,99 @@ def test_items_of_no_leaves_are_counted() -> None:
     assert sink.take_batch() == {}
 
 
+# -- None -----------------------------------------------------------------------------------
+
+
+def nullable(op: Any) -> DecodePlan:
+    leaf = op if isinstance(op, tuple) else (op, None)
+    return DecodePlan([(*leaf, {"nullable": True}), ("int", None)], [LEAF, LEAF, ("list", 2)], names=["x", "n"])
+
+
+def null_item() -> bytes:
+    return struct.pack("<2I", 2**32 - 1, 8) + i64(0)
+
+
+NUMBERS: list[tuple[Any, list[bytes]]] = [
+    ("int", [i64(1), i64(2)]),
+    ("float", [struct.pack("<d", 0.5), struct.pack("<d", -2.0)]),
+    ("bool", [b"\0", b"\2"]),
+    (FLOAT32, [f32(1, 2), f32(3, 4)]),
+    (("packed_array", ("float32", (2, 1))), [f32(1, 2), f32(3, 4)]),
+    (("packed_array", ("float32", ())), [f32(1), f32(3)]),
+]
+
+
+@pytest.mark.parametrize(("op", "leaves"), NUMBERS)
+def test_a_nullable_column_is_an_array_where_nothing_is_none_and_a_list_else(op: Any, leaves: list[bytes]) -> None:
+    plan = nullable(op)
+    good = [pack(leaf, i64(0)) for leaf in leaves]
+    values = [plan(item)[0] for item in good]
+    sink = ColumnSink(plan, 9)
+    for nulls in ([], [0], [1], [2], [0, 1, 2, 3, 4], []):
+        items = [*good, *good]
+        expected: list[Any] = [*values, *values]
+        for at in nulls:
+            items.insert(at, null_item())
+            expected.insert(at, None)
+        for item in items:
+            sink.add_bytes(item)
+        found = sink.take_batch()[0]
+        if not nulls:
+            assert type(found) is np.ndarray
+            np.testing.assert_array_equal(found, np.stack(expected))
+            continue
+        assert type(found) is list
+        for value, like in zip(found, expected, strict=True):
+            assert type(value) is type(like)
+            np.testing.assert_array_equal(value, like)
+
+
+@pytest.mark.parametrize(("op", "leaves"), NUMBERS)
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_none_of_an_item_that_fails_leaves_an_array(op: Any, leaves: list[bytes], before: int) -> None:
+    sink = ColumnSink(nullable(op), 4)
+    good = [pack(leaf, i64(0)) for leaf in leaves]
+    for item in good[:before]:
+        sink.add_bytes(item)
+    with pytest.raises(FormatError):
+        sink.add_bytes(struct.pack("<2I", 2**32 - 1, 7) + bytes(7))
+    for item in good[before:]:
+        sink.add_bytes(item)
+    found = sink.take_batch()
+    assert type(found[0]) is np.ndarray
+    assert len(found[0]) == len(found[1]) == 2
+
+
+def test_a_column_of_objects_has_its_nones() -> None:
+    assert batch_of(nullable("str"), pack(b"a", i64(0)), null_item())[0] == ["a", None]
+
+
+def test_leaves_of_values_and_arrays_with_other_headers_are_lists() -> None:
+    assert batch_of(bare("value"), b"\2", b"\0") == [True, None]
+    packed = bare(("packed_array", ("", None)))
+    same_shape, other = b"\x22\x04\1" + f32(1), b"\x22\x08\1\1" + f32(2)
+    assert batch_of(packed, same_shape, same_shape).tolist() == [[1], [1]]
+    assert [array.shape for array in batch_of(packed, same_shape, other)] == [(1,), (1, 1)]
+    # Another header can be the same shape, in wider numbers.
+    assert [array.shape for array in batch_of(packed, same_shape, b"\x22\x05\1\0" + f32(2))] == [(1,), (1,)]
+
+
+def test_items_are_opened_before_they_are_poured() -> None:
+    def opener(stored: bytes) -> bytes:
+        if stored == b"bad":
+            raise FormatError("not opened")
+        return stored[::-1]
+
+    plan = DecodePlan([("int", None)], [LEAF], names=["n"], opener=opener)
+    for make in (ObjectSink, lambda plan: ColumnSink(plan, 2)):
+        sink = make(plan)
+        sink.add_bytes(pack(i64(1))[::-1])
+        with pytest.raises(FormatError, match="not opened"):
+            sink.add_bytes(b"bad")
+        sink.add_bytes(pack(i64(2))[::-1])
+        assert list(sink.take_batch()) == [1, 2]
+
+
 # -- batches --------------------------------------------------------------------------------
 
 

@@ -56,10 +56,38 @@ def test_programs_that_do_not_leave_one_value_of_all_leaves_are_refused(tree: li
         DecodePlan([("str", None)], tree, names=["a"])
 
 
-@pytest.mark.parametrize("leaf", [("float32", None), ("array", 14), ("array", -1), ("call", None), ("call", "f")])
-def test_leaves_nobody_can_decode_are_refused(leaf: tuple[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        ("float32", None),
+        ("array", 14),
+        ("array", -1),
+        ("call", None),
+        ("call", "f"),
+        ("packed_array", ("bool", None)),
+        ("packed_array", ("float32", (-1,))),
+        ("packed_array", ("float32", (1,) * 33)),
+        ("packed_array", ("float32", (2**32, 2**32))),
+        ("packed_array", ("float32", (0, 2**49))),
+        ("int", None, {"fixed": -1}),
+        ("int", None, {"fixed": 8, "nullable": True}),
+        ("int", None, {"nulable": True}),
+    ],
+)
+def test_leaves_nobody_can_decode_are_refused(leaf: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigError):
         DecodePlan([leaf], [LEAF], names=["a"])
+
+
+@pytest.mark.parametrize("flags", [{"fixed": 8}, {"nullable": True}])
+def test_a_headless_leaf_has_no_flags(flags: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="flags"):
+        DecodePlan([("int", None, flags)], [LEAF], names=["a"], headless=True)
+
+
+def test_an_opener_is_a_function() -> None:
+    with pytest.raises(ConfigError, match="opener"):
+        DecodePlan([("int", None)], [LEAF], names=["a"], opener=b"key")  # type: ignore[arg-type]
 
 
 def test_every_leaf_needs_a_name() -> None:
@@ -156,6 +184,90 @@ def test_none_is_no_item() -> None:
         flat("str")(None)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         flat("str")("text")  # type: ignore[arg-type]
+
+
+# -- fixed, nullable, opened ----------------------------------------------------------------
+
+
+def trees(n: int) -> list[list[tuple[Any, ...]]]:
+    names = [str(k) for k in range(n)]
+    return [[*[LEAF] * n, ("dict", names)], [*[LEAF] * n, ("call", n, lambda v: dict(zip(names, v, strict=True)))]]
+
+
+FIXED_INT = ("int", None, {"fixed": 8})
+NULL = b"\xff\xff\xff\xff"
+
+
+@pytest.mark.parametrize("tree", trees(3))
+def test_fixed_leaves_have_no_size(tree: Any) -> None:
+    plan = DecodePlan([FIXED_INT, ("str", None), ("bytes", None, {"fixed": 2})], tree, names="abc")
+    assert plan.head == 4
+    assert plan(b"\1\0\0\0" + bytes([7]).ljust(8, b"\0") + b"xyz") == {"0": 7, "1": "x", "2": b"yz"}
+    for item in (b"", b"\1\0\0\0", b"\1\0\0\0" + bytes(10), b"\1\0\0\0" + bytes(12), NULL + bytes(11)):
+        with pytest.raises(FormatError, match=r"add up|empty"):
+            plan(item)
+
+
+@pytest.mark.parametrize("tree", trees(1))
+def test_items_of_fixed_leaves_have_no_sizes_at_all(tree: Any) -> None:
+    plan = DecodePlan([FIXED_INT], tree, names="a")
+    assert plan.head == 0
+    assert plan(bytes([7]).ljust(8, b"\0")) == {"0": 7}
+    assert DecodePlan([("bytes", None, {"fixed": 0})], tree, names="a")(b"") == {"0": b""}
+    for item in (b"", bytes(7), bytes(9)):
+        with pytest.raises(FormatError, match=r"add up|empty"):
+            plan(item)
+
+
+def test_a_fixed_length_must_be_the_numbers() -> None:
+    with pytest.raises(FormatError, match="7 bytes instead of 8"):
+        DecodePlan([("int", None, {"fixed": 7})], [LEAF], names="a")(bytes(7))
+
+
+@pytest.mark.parametrize("tree", trees(2))
+@pytest.mark.parametrize("op", ["str", "int", ("call", lambda data: 1 / 0), ("packed_array", ("", None)), "value"])
+def test_nullable_leaves_are_none_where_their_size_says_so(tree: Any, op: Any) -> None:
+    leaf = op if isinstance(op, tuple) else (op, None)
+    plan = DecodePlan([(*leaf, {"nullable": True}), ("bytes", None)], tree, names="ab")
+    assert plan(NULL + b"\1\0\0\0x") == {"0": None, "1": b"x"}
+    for item in (NULL, NULL + b"\1\0\0\0", NULL + b"\1\0\0\0xy", NULL + NULL + b"x"):
+        with pytest.raises(FormatError, match="add up"):
+            plan(item)
+
+
+@pytest.mark.parametrize("tree", trees(1))
+def test_the_size_of_none_is_a_lie_where_nothing_can_be_none(tree: Any) -> None:
+    for flags in ({}, {"nullable": False}):
+        with pytest.raises(FormatError, match="add up"):
+            DecodePlan([("str", None, flags)], tree, names="a")(NULL)
+
+
+@pytest.mark.parametrize("plan", [*trees(1), "headless"])
+def test_stored_bytes_are_opened_first(plan: Any) -> None:
+    seen: list[bytes] = []
+
+    def opener(stored: bytes) -> bytes:
+        seen.append(stored)
+        return stored[1:]
+
+    headless = plan == "headless"
+    tree = [LEAF, ("dict", ["0"])] if headless else plan
+    decode = DecodePlan([("str", None)], tree, names="a", headless=headless, opener=opener)
+    item = b"!" + (b"x" if headless else pack(b"x"))
+    assert decode(memoryview(bytearray(item))) == {"0": "x"}
+    assert seen == [item]
+    assert type(seen[0]) is bytes
+
+
+def test_errors_of_openers_go_through_and_what_they_give_is_checked() -> None:
+    tree = [LEAF, ("dict", ["0"])]
+    with pytest.raises(ZeroDivisionError):
+        DecodePlan([("str", None)], tree, names="a", opener=lambda stored: 1 / 0)(b"x")  # type: ignore[arg-type, return-value]
+    for wrong in (None, bytearray(pack(b"x")), "text"):
+        with pytest.raises(TypeError, match="must return bytes"):
+            DecodePlan([("str", None)], tree, names="a", opener=lambda stored, wrong=wrong: wrong)(b"x")
+    with pytest.raises(FormatError, match="add up"):
+        DecodePlan([("str", None)], tree, names="a", opener=lambda stored: pack(b"x") + b"y")(b"x")
 
 
 # -- calls ----------------------------------------------------------------------------------

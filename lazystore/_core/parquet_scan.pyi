@@ -1,0 +1,9 @@
+from array import array
+from typing import Any
+
+from typing_extensions import Buffer
+
+__test__: dict[str, Any]
+
+def scan_footer(footer: Buffer, *, end: int) -> tuple[list[tuple[str, int, int]], array[int], array[int]]: ...
+def scan_page(data: Buffer) -> tuple[int, int, int, bool, int, int] | None: ...

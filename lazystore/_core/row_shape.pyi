@@ -1,0 +1,16 @@
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeAlias, final
+
+__test__: dict[str, Any]
+
+#: kind, width, children, keys.
+RowType: TypeAlias = tuple[str, int, tuple[RowType, ...], tuple[str, ...]]
+
+@final
+class RowShape:
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def loose(self) -> bool: ...
+    def __new__(cls, columns: Sequence[tuple[str, str, RowType]], *, loose: bool = False) -> RowShape: ...
+    def __reduce__(self) -> NoReturn: ...
