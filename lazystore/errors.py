@@ -9,13 +9,18 @@ item, byte range, URL) and the remedy.
     │   └── BudgetTooSmallError             the byte budget is below the workable minimum
     ├── DatasetNotFoundError (FileNotFoundError)   directory, index or chunk is missing
     ├── FormatError (ValueError)            bytes do not follow their format
-    │   └── UnsafeDataError                 reading them would need trust not given
+    │   ├── DecryptionError                 not encrypted with the password or key that was given, or damaged
+    │   ├── UnsafeDataError                 reading them would need trust not given
+    │   └── ChecksumError                   they are not the bytes that were written
     ├── ItemIndexError (IndexError)         no such item
+    ├── KeyNotFoundError (KeyError)         no item has this key
     ├── ClosedError (ValueError)            the dataset or store is closed
     ├── ArenaFullError (MemoryError)        every frame is pinned
     ├── FetchError (OSError)                bytes could not be had
     │   ├── FetchTimeoutError (TimeoutError)
     │   └── SourceChangedError              the object changed while it was read
+    ├── WriteError (OSError)                bytes could not be written
+    ├── WorkerError (RuntimeError)          a worker process died, or an executor broke
     ├── MissingExtraError (ImportError)     an optional package is not installed
     └── UnsupportedError (NotImplementedError)     known, but not in this version
 """
@@ -25,18 +30,23 @@ from __future__ import annotations
 __all__ = [
     "ArenaFullError",
     "BudgetTooSmallError",
+    "ChecksumError",
     "ClosedError",
     "ConfigError",
     "DatasetNotFoundError",
+    "DecryptionError",
     "FetchError",
     "FetchTimeoutError",
     "FormatError",
     "ItemIndexError",
+    "KeyNotFoundError",
     "LazyStoreError",
     "MissingExtraError",
     "SourceChangedError",
     "UnsafeDataError",
     "UnsupportedError",
+    "WorkerError",
+    "WriteError",
 ]
 
 
@@ -49,7 +59,15 @@ class ConfigError(LazyStoreError, ValueError):
 
 
 class BudgetTooSmallError(ConfigError):
-    """The byte budget is below the smallest that works; the message names it."""
+    """The byte budget is below the smallest that works; the message names it.
+
+    Attributes:
+        needed: bytes that what was refused takes for itself; 0 where that is not known.
+    """
+
+    def __init__(self, message: str, *, needed: int = 0) -> None:
+        super().__init__(message)
+        self.needed = needed
 
 
 class DatasetNotFoundError(LazyStoreError, FileNotFoundError):
@@ -62,12 +80,27 @@ class FormatError(LazyStoreError, ValueError):
     """Bytes from outside do not follow the format they claim."""
 
 
+class DecryptionError(FormatError):
+    """Bytes were not encrypted with the password or key that was given, or they are damaged."""
+
+
 class UnsafeDataError(FormatError):
     """Reading the bytes would execute or escape something the caller did not allow."""
 
 
+class ChecksumError(FormatError):
+    """Stored bytes have another checksum than the index gives, also after they were fetched once more."""
+
+
 class ItemIndexError(LazyStoreError, IndexError):
     """There is no item at this index."""
+
+
+class KeyNotFoundError(LazyStoreError, KeyError):
+    """No item has this key."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""  # KeyError itself would show the message's repr
 
 
 class ClosedError(LazyStoreError, ValueError):
@@ -112,6 +145,14 @@ class FetchTimeoutError(FetchError, TimeoutError):
 
 class SourceChangedError(FetchError):
     """The object was replaced or rewritten after reading began."""
+
+
+class WriteError(LazyStoreError, OSError):
+    """Bytes could not be written; nothing half-written stays."""
+
+
+class WorkerError(LazyStoreError, RuntimeError):
+    """Work given to another process did not come back: the process died, or its executor broke."""
 
 
 class MissingExtraError(LazyStoreError, ImportError):

@@ -107,6 +107,7 @@ class WireSource:
     """
 
     local = False
+    memory = 0
 
     def __init__(
         self,
@@ -190,6 +191,13 @@ class WireSource:
         job = WholeJob(name, limit, self._pins, self.counters)
         finish(self._launch(batch, [job], (), Outcome()))
         return job.result()
+
+    def identity(self, name: str, *, timeout: float) -> str:
+        """Size and tag, or time of modification; see :class:`lazystore.fetch.source.Source`."""
+        self.run([], stat=[name], timeout=timeout)
+        pinned = self._pins.get(name)
+        assert pinned is not None
+        return f"{pinned.size}-{pinned.etag.removeprefix('W/') or pinned.mtime}"
 
     def close(self) -> None:
         """Cancel what is under way (its callers get ClosedError), close sessions, join threads."""

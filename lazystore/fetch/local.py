@@ -52,6 +52,7 @@ class LocalSource:
     """
 
     local = True
+    memory = 0
 
     def __init__(self, root: str) -> None:
         self.url = os.path.abspath(root)
@@ -121,6 +122,12 @@ class LocalSource:
             if size:
                 self._read_run(file, [Read(name, 0, memoryview(data))], size)
             return data
+
+    def identity(self, name: str, *, timeout: float) -> str:
+        """Size and time of modification; see :class:`~lazystore.fetch.source.Source`."""
+        with self._opened(name) as file:
+            self._check_unchanged(file, name)
+            return "{}-{}".format(*file.identity)
 
     def close(self) -> None:
         """Close every descriptor; reads that run in other threads finish first on their own copies."""

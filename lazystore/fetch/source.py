@@ -100,6 +100,8 @@ class Source(Protocol):
     #: True when bytes come from a local disk (no in-flight copies, cheap small reads).
     local: bool
     counters: FetchCounters
+    #: Bytes it holds besides those in flight.
+    memory: int
 
     def run(self, reads: Sequence[Read], *, stat: Iterable[str] = (), timeout: float) -> dict[str, int]:
         """Fill every read's ``view``; return the sizes (bytes) of the objects in ``stat``.
@@ -141,6 +143,16 @@ class Source(Protocol):
         """The whole object, in one request where the storage allows it; held once, however long.
 
         Raises as :meth:`run` does, and FetchError when it is longer than ``limit`` bytes.
+        """
+        ...
+
+    def identity(self, name: str, *, timeout: float) -> str:
+        """Which object it is, pinned as by a size that is asked for: the same text means the same bytes.
+
+        ``size-tag`` or ``size-time of modification``; ends in "-" where the storage tells nothing but the size,
+        which is no identity to rely on. For remembering between processes what was found out about an object.
+
+        Raises as :meth:`run` does.
         """
         ...
 

@@ -16,7 +16,10 @@ BUILTINS = {
     "DatasetNotFoundError": FileNotFoundError,
     "FormatError": ValueError,
     "UnsafeDataError": ValueError,
+    "DecryptionError": ValueError,
+    "ChecksumError": ValueError,
     "ItemIndexError": IndexError,
+    "KeyNotFoundError": KeyError,
     "ClosedError": ValueError,
     "ArenaFullError": MemoryError,
     "FetchError": OSError,
@@ -24,6 +27,8 @@ BUILTINS = {
     "SourceChangedError": OSError,
     "MissingExtraError": ImportError,
     "UnsupportedError": NotImplementedError,
+    "WorkerError": RuntimeError,
+    "WriteError": OSError,
 }
 
 
