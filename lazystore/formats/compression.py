@@ -1,22 +1,41 @@
-"""Whole-chunk compression: streams that are inflated as they arrive, in bounded memory.
+"""Zstd: streams of whole chunks that are inflated as they arrive, and frames of some items, in bounded memory.
 
-Only decompression, and only forward: random access within a compressed chunk means
+Only decompression. Streams go only forward: random access within a compressed chunk means
 starting over, which the cache decides about.
 """
 
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lazystore.errors import FormatError, MissingExtraError, UnsupportedError
 
-__all__ = ["ByteStream", "ZstdHeader", "ZstdInflater", "is_zstd", "read_header", "require_codec"]
+__all__ = [
+    "ByteStream",
+    "ZstdHeader",
+    "ZstdInflater",
+    "inflate_frame",
+    "is_zstd",
+    "item_inflater",
+    "read_header",
+    "require_codec",
+]
 
 #: Compressed bytes inflated at a time: the GIL is let go of meanwhile, and had again afterwards.
 READ_BYTES = 512 * 1024
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+#: History that frames made by streaming may ask for, however short they are; zstd's levels to 19 do.
+STREAM_WINDOW = 8 << 20
+ZSTD_HEAD = 18  # bytes a frame header may have (RFC 8878, 3.1.1.1)
 _ZSTD = re.compile(r"zstd(:(?:[1-9]|1[0-9]|2[0-2]))?")
+
+
+#: Setting up a decompressor takes longer than inflating an item; each thread keeps one.
+_mine = threading.local()
 
 
 class ByteStream(Protocol):
@@ -120,3 +139,78 @@ class ZstdInflater:
             ) from error
         self.position += done
         return done
+
+
+def inflate_frame(frame: bytes | memoryview, *, limit: int, size: int = -1) -> bytes:
+    """All of one zstd frame.
+
+    Parameters:
+        frame: its bytes, nothing before and nothing after.
+        limit: bytes it may inflate to.
+        size: bytes it must inflate to, -1 when nobody knows.
+
+    Raises:
+        FormatError: no zstd frame, damaged, longer than ``limit``, or of another size.
+        MissingExtraError: the package is not installed.
+
+    Memory: what it inflates to; for a frame that does not say how much twice that, and its history (8 MiB at most, or
+    ``limit``).
+    """
+    declared = read_header(bytes(frame[:ZSTD_HEAD])).content_size
+    bound = limit if size < 0 else min(limit, size)
+    if declared > bound or (size >= 0 and 0 <= declared != size):
+        raise FormatError(
+            f"a zstd frame of {len(frame)} bytes says it holds {declared} bytes; {size if size >= 0 else bound} are "
+            + ("expected" if size >= 0 else "allowed")
+        )
+    import zstandard
+
+    decompressor = getattr(_mine, "decompressor", None)
+    if decompressor is None:
+        decompressor = _mine.decompressor = zstandard.ZstdDecompressor()
+    try:
+        if declared >= 0:
+            data = decompressor.decompress(frame, allow_extra_data=False)
+        else:
+            data = _inflate_unsized(zstandard, frame, bound)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"a zstd frame of {len(frame)} bytes cannot be inflated ({error}); it is damaged") from None
+    if size >= 0 and len(data) != size:
+        raise FormatError(f"a zstd frame of {len(frame)} bytes holds {len(data)} bytes instead of {size}")
+    return data
+
+
+def _inflate_unsized(zstandard: Any, frame: bytes | memoryview, limit: int) -> bytes:
+    """A frame that does not say how long it is: counted first, in little memory, then inflated."""
+    window = max(1 << limit.bit_length(), STREAM_WINDOW)
+    counted, scratch = 0, bytearray(READ_BYTES)
+    reader = zstandard.ZstdDecompressor(max_window_size=window).stream_reader(frame)
+    while got := reader.readinto(scratch):
+        counted += got
+        if counted > limit:
+            raise FormatError(f"a zstd frame of {len(frame)} bytes inflates to more than the {limit} bytes allowed")
+    whole = zstandard.ZstdDecompressor(max_window_size=window).decompressobj()
+    data = whole.decompress(frame)
+    if not whole.eof or whole.unused_data:
+        raise FormatError(f"a zstd frame of {len(frame)} bytes is not one whole frame; it is damaged")
+    return bytes(data)
+
+
+def item_inflater(limit: int) -> Callable[[bytes], bytes]:
+    """What a decode plan does with an item compressed for itself, before decoding it.
+
+    LitData 0.2.76 leaves some items as they are, whatever its index says, so the magic decides; no other item can
+    begin with it, as its first leaf would have 4 GB.
+
+    Parameters:
+        limit: bytes an item may inflate to.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    _zstandard()
+
+    def opened(item: bytes) -> bytes:
+        return inflate_frame(item, limit=limit) if item[:4] == ZSTD_MAGIC else item
+
+    return opened

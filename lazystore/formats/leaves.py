@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lazystore.errors import FormatError, MissingExtraError, UnsafeDataError, UnsupportedError
+from lazystore.formats.json_leaf import decode_json_leaf
 
 __all__ = ["LeafFunction", "leaf_operation"]
 
@@ -32,6 +33,10 @@ TORCH_ITEM_BYTES = {
 #: Bytes an element of the numpy dtypes that have a fixed size and no Python objects, by LitData's index:
 #: i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16 bool. Higher indexes are objects, strings and void.
 NUMPY_ITEM_BYTES = (1, 2, 4, 8, 1, 2, 4, 8, 2, 4, 8, 8, 16, 1)
+#: LitData until ~0.2.6 numbered from 11 on: f16 c8 c16 c32 bool. The size of its elements tells which numbering an
+#: array with a header follows.
+LAST_SURE_DTYPE = 10
+_OLD_DTYPES = {(11, 16): "longdouble", (12, 8): "c8", (13, 16): "c16", (14, 32): "clongdouble", (15, 1): "?"}
 MAX_RANK = 64
 
 _DIRECT: dict[str, Operation] = {
@@ -45,49 +50,68 @@ _DIRECT: dict[str, Operation] = {
 }
 #: Media whose stored file bytes are handed out as they are.
 _FILES = {"video", "audio", "nifti", "mesh", "pdf", "tifffile", "tiff", "tif", "file"}
+#: LitData's own serializers: of a tag ``a:b``, ``b`` is the one that decodes when it is among them, else ``a``.
+_NAMES = {
+    "str", "text", "bool", "int", "float", "video", "audio", "image", "nifti", "mesh", "pdf", "graph", "tifffile",
+    "file", "pil", "jpeg", "jpeg_array", "bytes", "no_header_numpy", "numpy", "no_header_tensor", "tensor", "json",
+    "pickle",
+}  # fmt: skip
 
 
-def leaf_operation(tag: str, *, allow_pickle: bool, serializers: Mapping[str, Any] | None = None) -> Operation:
+def leaf_operation(
+    tag: str, *, allow_pickle: bool, serializers: Mapping[str, Any] | None = None, old: bool = False
+) -> Operation:
     """The decode operation of a tag, as :class:`~lazystore._core.decode.DecodePlan` takes it.
 
     Parameters:
         tag: one entry of ``data_format``.
         allow_pickle: leaves that need unpickling may be unpickled.
         serializers: the user's own, by tag: objects with ``deserialize(bytes)``, or functions; tried first.
+        old: written when LitData numbered numpy's dtypes beyond 10 otherwise, or perhaps not.
 
     Raises:
         FormatError: nobody knows the tag.
-        UnsupportedError: known to LitData, not readable by this version.
+        UnsafeDataError: arrays of Python objects.
+        UnsupportedError: what the bytes are cannot be known.
     """
     name, _, detail = tag.partition(":")
     for key in (tag, detail, name):
         if serializers and key and key in serializers:
             serializer = serializers[key]
             return "call", getattr(serializer, "deserialize", serializer)
-    if tag in _DIRECT:
-        return _DIRECT[tag]
     if name == "no_header_numpy":
-        return _numpy_1d(tag, detail)
+        return _numpy_1d(tag, detail, old)
     if name == "no_header_tensor":
         return "call", _torch_1d(tag, detail)
-    if name == "tensor":
-        return "call", TensorDecoder()
-    if "pickle" in (name, detail):
-        return "none_or_call", _load_pickle if allow_pickle else _refuse_pickle
-    if name == "jpeg_array":
-        return "call", decode_jpeg_array
-    if name == "pil":
-        return "call", decode_pil
-    if name == "image" or "jpeg" in (name, detail):
-        return "call", decode_image
+    if detail in _NAMES:
+        name = detail
+    elif detail and name in _DIRECT:
+        name = ""  # these have no variants
+    operation = _operation(name, allow_pickle, old)
+    if operation is None:
+        raise FormatError(
+            f"leaf encoding {tag!r} is unknown; if it is your own, "
+            f"pass serializers={{{tag!r}: object with deserialize(bytes)}}"
+        )
+    return operation
+
+
+def _operation(name: str, allow_pickle: bool, old: bool) -> Operation | None:
+    """By the serializer's name; None is "no such serializer"."""
+    if name == "numpy" and old:
+        return "call", decode_old_array
+    if name in _DIRECT:
+        return _DIRECT[name]
     if name in _FILES:
         return "bytes", None
-    if name in ("json", "graph"):
-        raise UnsupportedError(f"leaf encoding {tag!r} is not read by this version of lazystore")
-    raise FormatError(
-        f"leaf encoding {tag!r} is unknown; if it is your own, "
-        f"pass serializers={{{tag!r}: object with deserialize(bytes)}}"
-    )
+    if name == "tensor":
+        return "call", TensorDecoder()
+    if name == "pickle":
+        return "none_or_call", _load_pickle if allow_pickle else _refuse_pickle
+    if name == "graph":
+        return "call", decode_graph if allow_pickle else _refuse_pickle
+    function = _FUNCTIONS.get(name)
+    return None if function is None else ("call", function)
 
 
 def _dtype_index(tag: str, detail: str, count: int) -> int:
@@ -96,11 +120,33 @@ def _dtype_index(tag: str, detail: str, count: int) -> int:
     return int(detail)
 
 
-def _numpy_1d(tag: str, detail: str) -> Operation:
+def _numpy_1d(tag: str, detail: str, old: bool) -> Operation:
     index = _dtype_index(tag, detail, 18)
+    if old and index > LAST_SURE_DTYPE:
+        raise UnsupportedError(
+            f"leaf encoding {tag!r} of a dataset from before July 2024 stands for one of two dtypes, and the bytes do "
+            f"not say which; pass serializers={{{tag!r}: lambda data: numpy.frombuffer(data, YOUR_DTYPE)}}"
+        )
     if index >= len(NUMPY_ITEM_BYTES):
         raise UnsafeDataError(f"leaf encoding {tag!r} is an object, string or void array; it cannot be read safely")
     return "array", index
+
+
+def decode_old_array(data: bytes) -> Any:
+    """The ``numpy`` leaf of a dataset whose dtype numbers are uncertain: ``u32 dtype | u32 rank | u32 dims | data``."""
+    import numpy as np
+
+    from lazystore._core.decode import DecodePlan
+
+    if len(data) >= 8:
+        index, rank = struct.unpack_from("<II", data)
+        if index > LAST_SURE_DTYPE and rank <= MAX_RANK and len(data) >= 8 + 4 * rank:
+            shape = struct.unpack_from(f"<{rank}I", data, 8)
+            count, stored = math.prod(shape), len(data) - 8 - 4 * rank
+            name = _OLD_DTYPES.get((index, stored // count)) if count and stored % count == 0 else None
+            if name is not None and np.dtype(name).itemsize * count == stored:
+                return np.frombuffer(bytearray(data[-stored:]), name).reshape(shape)
+    return DecodePlan([("ndarray", None)], [("leaf",)], names=["numpy"], headless=True)(data)
 
 
 def _load_pickle(data: bytes) -> Any:
@@ -185,6 +231,16 @@ class TensorDecoder:
         return (dtype, shape) if extent < 1 << 59 else None
 
 
+# -- graphs ---------------------------------------------------------------------------------
+
+
+def decode_graph(data: bytes) -> Any:
+    """A packed graph, see :mod:`lazystore.formats.graph_leaf`; unpickles what describes it."""
+    from lazystore.formats.graph_leaf import unpack_graph
+
+    return unpack_graph(data, tensor=TensorDecoder(), load=_load_pickle)
+
+
 # -- images ---------------------------------------------------------------------------------
 
 
@@ -257,3 +313,12 @@ def decode_jpeg_array(data: bytes) -> list[Any]:
         images.append(decode_image(data[at : at + size]))
         at += size
     return images
+
+
+_FUNCTIONS: dict[str, LeafFunction] = {
+    "json": decode_json_leaf,
+    "jpeg_array": decode_jpeg_array,
+    "pil": decode_pil,
+    "image": decode_image,
+    "jpeg": decode_image,
+}

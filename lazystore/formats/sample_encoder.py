@@ -1,89 +1,68 @@
-"""Samples to item bytes of LitData's classic format: the tree of a sample, and its leaves.
+"""Samples to item bytes of LitData's classic format: the tree of a sample, frozen, and its items.
 
-The first sample fixes the tree (dicts, lists, tuples) and each leaf's encoding; every later one must
-fit them, because the format stores both once per dataset. Chunks and files belong to ``writer``,
-decoding to ``leaves`` and the Cython core. An item is ``u32 size[leaves] | leaf bytes ...``.
+The first sample (or the schema of a dataset that is added to) fixes the tree and each leaf's encoding; every later
+sample must fit them, because the format stores both once per dataset. Leaves are ``leaf_encodings``', chunks
+``packing``'s, decoding ``leaves``' and the core's. An item is ``u32 size[leaves] | leaf bytes ...``; tokens are bare.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lazystore.errors import FormatError
+from lazystore._core.encode import FlatEncoder
+from lazystore.errors import FormatError, UnsupportedError
+from lazystore.formats.leaf_encodings import WRITABLE, MisfitError, describe, is_jpegs, leaf_bytes, leaf_tag
+from lazystore.formats.pytree import MAX_DEPTH
 
-__all__ = ["SampleEncoder"]
+__all__ = ["SampleEncoder", "TokenEncoder"]
 
-#: None has no encoding of its own in the format: it is this pickle, which readers know by its bytes.
-PICKLED_NONE = b"\x80\x04N."
-
-#: numpy's array protocol type string without byte order -> dtype index; sized strings, datetimes and
-#: records have no index, and objects (14) would need pickle.
-NUMPY_DTYPES = {
-    **{f"i{size}": index for index, size in enumerate((1, 2, 4, 8))},
-    **{f"u{size}": 4 + index for index, size in enumerate((1, 2, 4, 8))},
-    "f2": 8,
-    "f4": 9,
-    "f8": 10,
-    "c8": 11,
-    "c16": 12,
-    "b1": 13,
-}
-
-CONTAINERS = {
+CONTAINERS: dict[type, str] = {
     dict: "builtins.dict",
     OrderedDict: "collections.OrderedDict",
     list: "builtins.list",
     tuple: "builtins.tuple",
+    deque: "collections.deque",
 }
-
-WRITABLE = "str, bytes, bool, int, float, None and numpy arrays, in dicts, OrderedDicts, lists and tuples"
-
-_INT64 = struct.Struct("<q")
-_FLOAT64 = struct.Struct("<d")
-
-
-class _MisfitError(Exception):
-    """Something in a sample cannot be written; ``path`` grows from the leaf outwards."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.path: list[object] = []
+_TYPES = {name: kind for kind, name in CONTAINERS.items()}
+#: Leaves that the core encodes, and how many of them at most.
+FLAT_TAGS = frozenset({"str", "bytes", "int", "float", "bool"})
+MAX_FLAT = 1024
+_LEAF_SPEC: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 
 class _Leaf:
     """One leaf: its tag in ``data_format``, and values to bytes."""
 
-    def __init__(self, value: object) -> None:
-        self.tag = _tag(value)
+    def __init__(self, tag: str, allow_pickle: bool) -> None:
+        self.tag = tag
+        self._pickles = allow_pickle and tag == "pickle"
 
     def spec(self) -> dict[str, Any]:
-        return {"type": None, "context": None, "children_spec": []}
+        return _LEAF_SPEC
 
     def leaves(self) -> list[_Leaf]:
         return [self]
 
     def encode(self, value: object, out: list[bytes]) -> None:
-        tag = _tag(value)
-        if tag != self.tag:
-            raise _MisfitError(
-                f"{_describe(value)} (encoding {tag!r}) where the first sample has encoding {self.tag!r}"
-            )
-        out.append(_leaf_bytes(tag, value))
+        if not self._pickles:
+            tag = leaf_tag(value)
+            if tag != self.tag:
+                raise MisfitError(
+                    f"{describe(value)} (encoding {tag!r}) where the first sample has encoding {self.tag!r}"
+                )
+        out.append(leaf_bytes(self.tag, value))
 
 
 class _Dict:
     """A dict or OrderedDict: its keys in the first sample's order, which all samples are written in."""
 
-    def __init__(self, value: dict[Any, object]) -> None:
-        self.type = type(value)
-        for key in value:
-            if isinstance(key, bool) or not isinstance(key, (str, int)):
-                raise _MisfitError(f"the key {key!r} is neither a str nor an int, the two kinds JSON can keep")
-        self.children = {key: _grown(child, key) for key, child in value.items()}
+    def __init__(self, kind: type, children: dict[Any, _Node]) -> None:
+        self.type = kind
+        self.children = children
 
     def spec(self) -> dict[str, Any]:
         return {
@@ -97,30 +76,32 @@ class _Dict:
 
     def encode(self, value: object, out: list[bytes]) -> None:
         if type(value) is not self.type:
-            raise _MisfitError(f"{_describe(value)} where the first sample has a {self.type.__name__}")
+            raise MisfitError(f"{describe(value)} where the first sample has a {self.type.__name__}")
+        assert isinstance(value, dict)  # the line above, said to the type checker
         if value.keys() != self.children.keys():
             missing = [k for k in self.children if k not in value]
             extra = [k for k in value if k not in self.children]
-            raise _MisfitError(f"keys differ from the first sample's: missing {missing!r}, unexpected {extra!r}")
+            raise MisfitError(f"keys differ from the first sample's: missing {missing!r}, unexpected {extra!r}")
         for key, child in self.children.items():
             try:
                 child.encode(value[key], out)
-            except _MisfitError as error:
+            except MisfitError as error:
                 error.path.append(key)
                 raise
 
 
 class _Sequence:
-    """A list or tuple: as many children, each of its own kind, as the first sample had."""
+    """A list, tuple or deque: as many children, each of its own kind, as the first sample had."""
 
-    def __init__(self, value: list[object] | tuple[object, ...]) -> None:
-        self.type = type(value)
-        self.children = [_grown(child, position) for position, child in enumerate(value)]
+    def __init__(self, kind: type, children: list[_Node], context: str) -> None:
+        self.type = kind
+        self.children = children
+        self._context = context
 
     def spec(self) -> dict[str, Any]:
         return {
             "type": CONTAINERS[self.type],
-            "context": "null",
+            "context": self._context,
             "children_spec": [child.spec() for child in self.children],
         }
 
@@ -129,17 +110,19 @@ class _Sequence:
 
     def encode(self, value: object, out: list[bytes]) -> None:
         if type(value) is not self.type:
-            raise _MisfitError(f"{_describe(value)} where the first sample has a {self.type.__name__}")
-        assert isinstance(value, (list, tuple))  # the line above, said to the type checker
+            raise MisfitError(f"{describe(value)} where the first sample has a {self.type.__name__}")
+        assert isinstance(value, (list, tuple, deque))  # the line above, said to the type checker
         if len(value) != len(self.children):
-            raise _MisfitError(
+            raise MisfitError(
                 f"{len(value)} elements where the first sample has {len(self.children)}; the format keeps "
                 "one length for all samples (variable lengths fit in a numpy array, str or bytes)"
             )
+        if _context(value) != self._context:
+            raise MisfitError(f"a deque of maxlen {_context(value)} where the first sample has {self._context}")
         for position, child in enumerate(self.children):
             try:
                 child.encode(value[position], out)
-            except _MisfitError as error:
+            except MisfitError as error:
                 error.path.append(position)
                 raise
 
@@ -155,18 +138,51 @@ class SampleEncoder:
     Parameters:
         first: the sample that fixes tree and leaf encodings (encode it as well to write it).
         number: its position in the dataset, for messages.
+        allow_pickle: what has no other encoding is pickled; readers then need ``allow_pickle=True``, too.
 
     Raises:
         FormatError: a leaf or container that the format cannot keep; names sample and key.
     """
 
-    def __init__(self, first: object, *, number: int = 0) -> None:
+    #: Bytes a token; 0: items are no tokens.
+    token_bytes = 0
+
+    def __init__(self, first: object, *, number: int = 0, allow_pickle: bool = False) -> None:
         try:
-            self._root = _grow(first)
-        except _MisfitError as error:
+            root = _grow(first, allow_pickle, 0)
+        except MisfitError as error:
             raise _format_error(error, number) from None
-        self._leaves = self._root.leaves()
+        self._freeze(root)
+
+    def _freeze(self, root: _Node) -> None:
+        self._root = root
+        self._leaves = root.leaves()
         self._sizes = struct.Struct(f"<{len(self._leaves)}I")
+        #: the core's encoder of such samples; None where they are no flat dicts of plain values
+        self.flat = _flat(root)
+
+    @classmethod
+    def from_schema(cls, data_format: list[str], data_spec: str, *, allow_pickle: bool = False) -> SampleEncoder:
+        """An encoder for more samples of a dataset, from the two strings in its ``config``.
+
+        Raises:
+            FormatError: they are damaged.
+            UnsupportedError: a container that is only read.
+        """
+        encoder = cls.__new__(cls)
+        tags = iter(data_format)
+        try:
+            version, root = json.loads(data_spec)
+            if version != 1:
+                raise ValueError(f"protocol {version!r}")
+            encoder._freeze(_from_spec(root, tags, allow_pickle, 0))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if isinstance(error, FormatError):
+                raise
+            raise FormatError(f"data_spec is not a serialized tree that can be written: {error!r}") from None
+        if next(tags, None) is not None:
+            raise FormatError("data_format has more leaves than data_spec")
+        return encoder
 
     @property
     def data_format(self) -> list[str]:
@@ -184,10 +200,14 @@ class SampleEncoder:
         Raises:
             FormatError: the sample does not fit the first one; names sample ``number`` and the key.
         """
+        if self.flat is not None:
+            item = self.flat(sample)
+            if item is not None:
+                return item
         parts: list[bytes] = []
         try:
             self._root.encode(sample, parts)
-        except _MisfitError as error:
+        except MisfitError as error:
             raise _format_error(error, number) from None
         try:
             header = self._sizes.pack(*map(len, parts))
@@ -199,90 +219,106 @@ class SampleEncoder:
         return header + b"".join(parts)
 
 
-def _grow(value: object) -> _Node:
-    if isinstance(value, (dict, list, tuple)):
-        if type(value) not in CONTAINERS:
-            raise _MisfitError(f"{_describe(value)} is not among the containers that are written: {WRITABLE}")
-        return _Dict(value) if isinstance(value, dict) else _Sequence(value)
-    return _Leaf(value)
+class TokenEncoder:
+    """Item bytes of tokens: bare 1-D arrays or tensors, all of the first one's dtype.
+
+    Parameters:
+        first: the array that fixes kind and dtype.
+        number: its position in the dataset, for messages.
+
+    Raises:
+        FormatError: not a 1-D array or tensor.
+    """
+
+    def __init__(self, first: object, *, number: int = 0) -> None:
+        try:
+            tag = leaf_tag(first)
+            if not tag.startswith("no_header_"):
+                raise MisfitError(f"{describe(first)} (encoding {tag!r}); tokens are 1-D numpy arrays or torch tensors")
+        except MisfitError as error:
+            raise _format_error(error, number) from None
+        #: Bytes a token.
+        self.token_bytes = int(getattr(first, "dtype").itemsize)  # noqa: B009 - both kinds have it
+        self._leaf = _Leaf(tag, False)
+        self.data_format = [tag]
+        self.data_spec = json.dumps([1, _LEAF_SPEC])
+
+    def encode(self, sample: object, *, number: int) -> bytes:
+        """The item's bytes.
+
+        Raises:
+            FormatError: it is no array like the first one; names sample ``number``.
+        """
+        out: list[bytes] = []
+        try:
+            self._leaf.encode(sample, out)
+        except MisfitError as error:
+            raise _format_error(error, number) from None
+        return out[0]
 
 
-def _grown(value: object, key: object) -> _Node:
+def _flat(root: _Node) -> FlatEncoder | None:
+    """The quick way for plain samples, where the tree is a dict with plain leaves in it."""
+    if not isinstance(root, _Dict) or root.type is not dict or not 0 < len(root.children) <= MAX_FLAT:
+        return None
+    tags = [child.tag if isinstance(child, _Leaf) else "" for child in root.children.values()]
+    return FlatEncoder(root.children, tags) if FLAT_TAGS.issuperset(tags) else None
+
+
+def _grow(value: object, allow_pickle: bool, depth: int) -> _Node:
+    if depth > MAX_DEPTH:
+        raise MisfitError(f"containers deeper than {MAX_DEPTH}")
+    if not isinstance(value, (dict, list, tuple, deque)) or is_jpegs(value):
+        return _Leaf(leaf_tag(value, allow_pickle=allow_pickle), allow_pickle)
+    kind = type(value)
+    if kind not in CONTAINERS:
+        if allow_pickle:
+            return _Leaf("pickle", True)
+        raise MisfitError(f"{describe(value)} is not among the containers that are written: {WRITABLE}")
+    if isinstance(value, dict):
+        return _Dict(kind, {_key(key): _grown(child, allow_pickle, depth, key) for key, child in value.items()})
+    children = [_grown(child, allow_pickle, depth, position) for position, child in enumerate(value)]
+    return _Sequence(kind, children, _context(value))
+
+
+def _grown(value: object, allow_pickle: bool, depth: int, key: object) -> _Node:
     try:
-        return _grow(value)
-    except _MisfitError as error:
+        return _grow(value, allow_pickle, depth + 1)
+    except MisfitError as error:
         error.path.append(key)
         raise
 
 
-def _tag(value: object) -> str:
-    """The encoding for a leaf; bool goes before int, whose subclass it is."""
-    if isinstance(value, str):
-        return "str"
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int"
-    if isinstance(value, float):
-        return "float"
-    if isinstance(value, bytes):
-        return "bytes"
-    if value is None:
-        return "pickle"
-    numpy = sys.modules.get("numpy")  # an array in hand means that numpy is loaded
-    if numpy is not None and isinstance(value, numpy.ndarray):
-        return _numpy_tag(value)
-    raise _MisfitError(f"{_describe(value)} cannot be written; samples are made of {WRITABLE}")
+def _key(key: object) -> str | int:
+    if isinstance(key, bool) or not isinstance(key, (str, int)):
+        raise MisfitError(f"the key {key!r} is neither a str nor an int, the two kinds JSON can keep")
+    return key
 
 
-def _numpy_tag(array: Any) -> str:
-    index = NUMPY_DTYPES.get(array.dtype.str[1:])
-    if index is None:
-        raise _MisfitError(f"an array of dtype {array.dtype}; the format keeps bool, integers, floats and complex")
-    if hasattr(array, "mask"):
-        raise _MisfitError("a masked array, whose mask the format cannot keep; fill it first")
-    if array.ndim == 0:
-        raise _MisfitError("a 0-dimensional array; write array.item(), or array.reshape(1)")
-    return "numpy" if array.ndim > 1 else f"no_header_numpy:{index}"
+def _context(value: Sequence[object] | deque[object]) -> str:
+    return json.dumps(value.maxlen) if isinstance(value, deque) else "null"
 
 
-def _leaf_bytes(tag: str, value: Any) -> bytes:
-    if tag == "str":
-        try:
-            return bytes(value.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise _MisfitError(f"text that UTF-8 cannot hold ({error.reason} at {error.start})") from None
-    if tag == "int":
-        try:
-            return _INT64.pack(value)
-        except struct.error:
-            raise _MisfitError(f"the int {value} needs more than 64 bits; write it as a str") from None
-    if tag == "float":
-        return _FLOAT64.pack(value)
-    if tag == "bytes":
-        return bytes(value)
-    if tag == "bool":
-        return b"\x01" if value else b"\x00"
-    if tag == "pickle":
-        return PICKLED_NONE
-    return _array_bytes(tag, value)
+def _from_spec(node: Any, tags: Iterator[str], allow_pickle: bool, depth: int) -> _Node:
+    if depth > MAX_DEPTH:
+        raise FormatError(f"data_spec is deeper than {MAX_DEPTH}")
+    name, children = node["type"], node["children_spec"]
+    if name is None:
+        tag = next(tags, None)
+        if tag is None:
+            raise FormatError("data_spec has more leaves than data_format")
+        return _Leaf(tag, allow_pickle)
+    kind = _TYPES.get(name)
+    if kind is None:
+        raise UnsupportedError(f"datasets with a {name} in their samples are read, but not written")
+    grown = [_from_spec(child, tags, allow_pickle, depth + 1) for child in children]
+    context = node["context"]
+    if not issubclass(kind, dict):
+        return _Sequence(kind, grown, "null" if context is None else context)
+    keys = json.loads(context) if isinstance(context, str) else context
+    return _Dict(kind, dict(zip(map(_key, keys), grown, strict=True)))
 
 
-def _array_bytes(tag: str, array: Any) -> bytes:
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    data: bytes = little.tobytes("C")
-    if tag != "numpy":
-        return data
-    index = NUMPY_DTYPES[array.dtype.str[1:]]
-    return struct.pack(f"<2I{array.ndim}I", index, array.ndim, *array.shape) + data
-
-
-def _describe(value: object) -> str:
-    kind = type(value)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return "None" if value is None else f"a value of type {name}"
-
-
-def _format_error(error: _MisfitError, number: int) -> FormatError:
+def _format_error(error: MisfitError, number: int) -> FormatError:
     where = "".join(f"[{key!r}]" for key in reversed(error.path))
     return FormatError(f"sample {number}{', at ' + where if where else ''}: {error}")

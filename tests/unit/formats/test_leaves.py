@@ -92,10 +92,101 @@ def test_unknown_tags_are_refused_by_name(tag: str) -> None:
     assert repr(tag) in str(raised.value)
 
 
-@pytest.mark.parametrize("tag", ["json", "graph"])
-def test_tags_of_later_versions_are_told_apart(tag: str) -> None:
-    with pytest.raises(UnsupportedError, match=tag):
-        leaf_operation(tag, allow_pickle=True)
+@pytest.mark.parametrize(
+    "tag, data, value",
+    [
+        ("file:json", b"[1]", [1]),
+        ("file:str", b"a", "a"),
+        ("file:bytes", b"a", b"a"),
+        ("file:text", b"a", "a"),
+        ("audio:tifffile", b"a", b"a"),
+    ],
+)
+def test_the_second_part_of_a_tag_decodes_when_it_names_a_serializer(tag: str, data: bytes, value: Any) -> None:
+    assert decode(tag, data) == value
+
+
+@pytest.mark.parametrize("tag", ["graph", "file:graph"])
+def test_graphs_need_leave(tag: str) -> None:
+    with pytest.raises(UnsafeDataError, match="allow_pickle=True"):
+        decode(tag, b"LDGR\x03\0\0")
+
+
+# -- numpy dtypes of two numberings ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", range(18))
+def test_old_arrays_without_a_header_are_read_where_their_dtype_is_sure(index: int) -> None:
+    if index <= 10:
+        found = decode(f"no_header_numpy:{index}", bytes(16), old=True)
+        assert found.dtype.str.lstrip("|") == np.dtype(NUMPY[index]).str.lstrip("|")
+    else:
+        with pytest.raises(UnsupportedError, match="serializers="):
+            leaf_operation(f"no_header_numpy:{index}", allow_pickle=True, old=True)
+
+
+@pytest.mark.parametrize(
+    "index, dtype",
+    [(0, "i1"), (9, "<f4"), (10, "<f8"), (11, "longdouble"), (11, "c8"), (12, "c8"), (12, "c16"), (13, "c16"),
+     (13, "?"), (15, "?")],
+)  # fmt: skip
+def test_old_arrays_with_a_header_tell_their_dtype_by_the_size_of_an_element(index: int, dtype: str) -> None:
+    wanted = np.arange(6).reshape(2, 3).astype(dtype)
+    found = decode("numpy", words(index, 2, 2, 3) + wanted.tobytes(), old=True)
+    assert found.dtype == wanted.dtype and np.array_equal(found, wanted) and found.flags.writeable
+
+
+@pytest.mark.parametrize("index", [14, 15, 16, 17, 99])
+def test_old_arrays_of_objects_are_refused(index: int) -> None:
+    for data in (words(index, 1, 2) + bytes(16), words(index, 0), b"", words(index, 0xFFFFFFFF)):
+        with pytest.raises(FormatError):
+            decode("numpy", data, old=True)
+
+
+# -- graphs ---------------------------------------------------------------------------------
+
+
+def packed_graph(fields: list[tuple[str, int, bytes]], version: int = 3) -> bytes:
+    width = 2 if version == 3 else 1
+    parts = [b"LDGR", bytes([version]), len(fields).to_bytes(width, "big")]
+    for name, kind, payload in fields:
+        parts += [len(name).to_bytes(width, "big"), name.encode()]
+        parts += [bytes([kind])] if version > 1 else []
+        parts += [len(payload).to_bytes(4, "big"), payload]
+    return b"".join(parts)
+
+
+def graph_of(version: int) -> bytes:
+    meta = {
+        "_cls": "hetero",
+        "_tree": {"user": {"x": "__ldgr_t__", "n": 3}},
+        "_paths": [("user", "x")],
+        "_fields": ["u"],
+    }
+    tensor = words(1, 2, 1, 2, order=">") + struct.pack("<2f", 1.5, -2)
+    return packed_graph([("u", 0, tensor), ("_meta", 1, pickle.dumps(meta))], version)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_graphs_of_every_version(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setitem(sys.modules, "torch_geometric", None)  # not there
+    found = decode("graph", graph_of(version), allow_pickle=True)
+    assert found["user"]["x"].tolist() == [[1.5, -2.0]] and found["user"]["n"] == 3
+
+
+def test_a_graph_without_a_magic_is_a_pickle() -> None:
+    assert decode("graph", pickle.dumps({"a": 1}), allow_pickle=True) == {"a": 1}
+
+
+@given(st.integers(0, 300), st.sampled_from([b"", b"\xff", b"\0\0\0\0"]))
+def test_damaged_graphs_are_refused(cut: int, tail: bytes) -> None:
+    pytest.importorskip("torch")
+    whole = graph_of(3)
+    data = whole[:cut] + tail
+    if data != whole and data.startswith(b"LDGR"):
+        with pytest.raises(FormatError):
+            decode("graph", data, allow_pickle=True)
 
 
 # -- pickles --------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from support import golden, scripts
 
 from lazystore.errors import FormatError, UnsupportedError
-from lazystore.formats.litdata import LitDataIndex, parse_index
+from lazystore.formats.litdata import ChunkNames, LitDataIndex, parse_chunks, parse_index
 
 CHUNK = {"chunk_bytes": 53, "chunk_size": 2, "dim": None, "filename": "chunk-0-0.bin"}
 CONFIG: dict[str, Any] = {
@@ -41,7 +41,7 @@ def test_items_begin_after_the_offset_table() -> None:
     assert parse().table_end(0) == 16
 
 
-@pytest.mark.parametrize("name", golden.READABLE)
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in golden.GOLDEN.glob("litdata-*/data")))
 def test_indexes_of_the_real_writer(name: str) -> None:
     golden.require(name)
     path = golden.GOLDEN / name / "data" / "index.json"
@@ -50,7 +50,14 @@ def test_indexes_of_the_real_writer(name: str) -> None:
     assert index.names == [chunk["filename"] for chunk in stored["chunks"]]
     assert list(index.counts) == [chunk["chunk_size"] for chunk in stored["chunks"]]
     assert index.tags == stored["config"]["data_format"]
-    assert index.compression == (stored["config"]["compression"] or "")
+    config = stored["config"]
+    level = config.get("compression_level") or ""
+    assert (index.compression, index.compression_level) == ("" if level else config["compression"] or "", level)
+    assert index.frame_rows == (config.get("compression_batch_size") or 256)
+    assert (index.types, index.ipc_compression) == (config.get("types"), config.get("ipc_compression") or "")
+    encryption = config["encryption"]
+    assert index.encryption == (encryption and (encryption["algorithm"], encryption["level"]))
+    assert index.dated == ("updated_at" in stored) and not index.old
     assert index.tokens == (stored["config"]["item_loader"] == "TokensLoader")
 
 
@@ -85,8 +92,35 @@ def test_whole_chunk_compression(compression: str) -> None:
     assert parse(compression=compression).compression == compression
 
 
-def test_compression_in_frames_is_told_chunk_by_chunk() -> None:
-    assert parse(compression="zstd", compression_level="batch").compression == ""
+@pytest.mark.parametrize("level", ["batch", "sample"])
+def test_compression_inside_chunks_is_no_compression_of_chunks(level: str) -> None:
+    index = parse(compression="zstd:7", compression_level=level, compression_batch_size=16)
+    assert (index.compression, index.compression_level, index.frame_rows) == ("", level, 16)
+    with pytest.raises(UnsupportedError, match="gzip"):
+        parse(compression="gzip", compression_level=level)
+
+
+@pytest.mark.parametrize("config", [{}, {"compression_level": None}, {"compression_level": "chunk"}])
+def test_compression_without_a_level_is_of_whole_chunks(config: dict[str, Any]) -> None:
+    pytest.importorskip("zstandard")
+    index = parse(compression="zstd", **config)
+    assert (index.compression, index.compression_level) == ("zstd", "")
+
+
+def test_a_level_without_compression_means_nothing() -> None:
+    assert parse(compression=None, compression_level="batch").compression_level == ""
+
+
+@pytest.mark.parametrize("level", ["frame", 3, ["batch"]])
+def test_other_levels_of_compression_are_told(level: Any) -> None:
+    with pytest.raises(UnsupportedError, match="compression_level"):
+        parse(compression="zstd", compression_level=level)
+
+
+@pytest.mark.parametrize("rows", [0, -1, 1.5, True, "16", 1 << 40])
+def test_frames_have_a_number_of_items(rows: Any) -> None:
+    with pytest.raises(FormatError, match="compression_batch_size"):
+        parse(compression_batch_size=rows)
 
 
 @pytest.mark.parametrize("compression", ["zstd:0", "zstd:23", "zstd:", "zstd:x", "ZSTD", "gzip", "zstd:3\n", ""])
@@ -126,8 +160,105 @@ def test_bytes_that_are_no_json_name_the_file(data: bytes) -> None:
 
 
 def test_an_encrypted_dataset_tells_its_encryption() -> None:
-    with pytest.raises(UnsupportedError, match=r"s3://b/index\.json is encrypted .*rsa"):
-        parse(encryption={"algorithm": "rsa", "level": "chunk"})
+    assert parse(encryption={"algorithm": "rsa", "level": "chunk"}).encryption == ("rsa", "chunk")
+    assert parse(encryption=None).encryption is None
+
+
+@pytest.mark.parametrize(
+    "encryption",
+    ["fernet", {}, {"algorithm": "fernet"}, {"algorithm": 5, "level": "chunk"}, {"algorithm": "a", "level": "x"}],
+)
+def test_encryption_without_algorithm_and_level_is_refused(encryption: Any) -> None:
+    with pytest.raises(FormatError, match="encryption"):
+        parse(encryption=encryption)
+
+
+@pytest.mark.parametrize("loader", ["ParquetLoader", "TemporalArrayLoader"])
+def test_datasets_of_other_loaders_are_told(loader: str) -> None:
+    with pytest.raises(UnsupportedError, match=loader):
+        parse(item_loader=loader)
+
+
+def test_indexes_without_the_keys_of_2024_are_old() -> None:
+    config = {key: value for key, value in CONFIG.items() if key not in ("encryption", "item_loader")}
+    assert parse({"chunks": [], "config": config}).old
+    assert not parse({"chunks": [], "config": config | {"encryption": None}}).old
+    assert not parse({"chunks": [], "config": config}).dated
+
+
+# -- checksums and keys ---------------------------------------------------------------------
+
+
+def with_top(**top: Any) -> LitDataIndex:
+    return parse({"chunks": [CHUNK], "config": CONFIG, **top})
+
+
+def test_checksums_of_lazystore_are_kept() -> None:
+    found = with_top(checksums={"algorithm": "blake2b", "digest_size": 2, "files": {"chunk-0-0.bin": "00aF"}}).checksums
+    assert found is not None
+    assert (found.algorithm, found.digest_size, found.files) == ("blake2b", 2, {"chunk-0-0.bin": "00aF"})
+
+
+@pytest.mark.parametrize("checksums", [None, [], "x", {}, {"algorithm": "md5"}, {"chunk-0-0.bin": "ab"}])
+def test_what_others_put_under_that_key_is_theirs(checksums: Any) -> None:
+    assert with_top(checksums=checksums).checksums is None
+    assert with_top().checksums is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"digest_size": None}, {"digest_size": 0}, {"digest_size": 65}, {"digest_size": True}, {"files": None},
+        {"files": ["ab"]}, {"files": {"a": "abc"}}, {"files": {"a": 5}}, {"files": {"a": "zzzz"}},
+        {"files": {"a": "ab c"}}, {"files": {"a": "\u0661\u0661\u0661\u0661"}},
+    ],
+)  # fmt: skip
+def test_damaged_checksums_are_refused(changed: dict[str, Any]) -> None:
+    checksums = {"algorithm": "blake2b", "digest_size": 2, "files": {}} | changed
+    with pytest.raises(FormatError, match="checksums"):
+        with_top(checksums=checksums)
+
+
+def test_checksums_of_an_earlier_date_are_those_of_an_earlier_dataset() -> None:
+    checksums = {"algorithm": "blake2b", "digest_size": 2, "files": {"a": "00af"}, "updated_at": "17.5"}
+    assert with_top(checksums=checksums, updated_at="17.5").checksums is not None
+    assert with_top(checksums=checksums, updated_at="18.5").checksums is None
+    assert with_top(checksums=checksums).checksums is None
+
+
+def test_keys_are_kept_as_they_are() -> None:
+    assert with_top(keys={"num_shards": 3}).keys == {"num_shards": 3}
+    assert with_top().keys is None
+
+
+# -- the chunk list alone -------------------------------------------------------------------
+
+
+def test_chunk_lists_of_other_datasets_with_files_in_folders() -> None:
+    entries = [{**CHUNK, "filename": name} for name in ("a.parquet", "b/c.parquet", "b/d e/f.parquet")]
+    data = json.dumps({"chunks": entries, "config": {"item_loader": "ParquetLoader"}}).encode()
+    rest, chunks = parse_chunks(data, place="index.json", paths=True)
+    assert rest["config"] == {"item_loader": "ParquetLoader"}
+    assert chunks.names == ["a.parquet", "b/c.parquet", "b/d e/f.parquet"] and list(chunks.counts) == [2, 2, 2]
+    with pytest.raises(FormatError, match="chunk 1 names"):
+        parse_chunks(data, place="index.json")[1]
+
+
+@pytest.mark.parametrize("name", ["/a", "a//b", "a/../b", "./a", "a/.", "..", "a\\b", "a/b\0", "s3://a", "a/", ""])
+def test_paths_stay_below_the_dataset(name: str) -> None:
+    data = json.dumps({"chunks": [{**CHUNK, "filename": name}], "config": {}}).encode()
+    with pytest.raises(FormatError, match="chunk 0"):
+        parse_chunks(data, place="index.json", paths=True)
+
+
+def test_ends_of_names() -> None:
+    def names(*found: str) -> ChunkNames:
+        return parse({"chunks": [{**CHUNK, "filename": name} for name in found], "config": CONFIG}).names
+
+    assert names("a.zstd.bin", "b.zstd.bin").all_end_with(".zstd.bin")
+    assert not names("a.zstd.bin", "zstd.bin").all_end_with(".zstd.bin")
+    assert not names("a", ".zstd.bin").all_end_with("a.zstd.bin")
+    assert names().all_end_with("x")
 
 
 # -- a million chunks -----------------------------------------------------------------------
