@@ -69,7 +69,9 @@ class ReadAhead:
 
     def _top_up(self) -> None:
         ahead = self._ahead()
-        while ahead < self._depth and self._next[0] >= 0:
+        # Not for a part or two that came free: the groups would be cut into ever smaller requests.
+        least = max(1, min(self._group, self._depth // 2))
+        while self._depth - ahead >= least and self._next[0] >= 0:
             room = min(self._group, self._depth - ahead)
             group = [self._take()]
             while len(group) < room and self._next[0] == group[0][0]:

@@ -14,7 +14,8 @@ from lazystore._core.offsets import check_offsets
 from lazystore._core.reader import Reader
 from lazystore.errors import FormatError, LazyStoreError, UnsupportedError
 from lazystore.fetch.source import Read, Source
-from lazystore.formats.litdata import FRAMED_MAGIC, OFFSET_WIDTH, OFFSETS_AT, ROWS_MAGIC
+from lazystore.formats.format import OFFSET_WIDTH, OFFSETS_AT
+from lazystore.formats.litdata import FRAMED_MAGIC, ROWS_MAGIC
 
 __all__ = ["HEAD_BYTES", "ChunkLayout", "Door", "head_of"]
 
@@ -29,9 +30,17 @@ class ChunkLayout(Protocol):
     @property
     def names(self) -> Sequence[str]: ...
     @property
-    def counts(self) -> array[int]: ...
+    def stored_counts(self) -> array[int]: ...
     @property
     def hints(self) -> array[int]: ...
+    @property
+    def exact(self) -> bool:
+        """A chunk of another size than its hint is damaged."""
+
+    @property
+    def tables_near(self) -> bool:
+        """Looking up an offset table costs no round trip."""
+
     def table_end(self, chunk: int) -> int: ...
 
 
@@ -46,11 +55,11 @@ class Door:
     Parameters:
         layout: what the index says.
         source: for the few bytes a diagnosis needs.
-        compressed: stored bytes are not the chunk's own, so its last ones cannot be looked at.
+        opaque: stored bytes are not the chunk's own, so its last ones cannot be looked at.
     """
 
-    def __init__(self, layout: ChunkLayout, source: Source, *, compressed: bool = False) -> None:
-        self._compressed = compressed
+    def __init__(self, layout: ChunkLayout, source: Source, *, opaque: bool = False) -> None:
+        self._opaque = opaque
         self.layout = layout
         self.source = source
         self.reader: Reader | None = None
@@ -76,13 +85,18 @@ class Door:
             UnsupportedError: a chunk body this version does not read.
         """
         assert self.reader is not None
-        count, table_end = self.layout.counts[chunk], self.layout.table_end(chunk)
+        count, table_end = self.layout.stored_counts[chunk], self.layout.table_end(chunk)
         if head[:8] == FRAMED_MAGIC:
             raise UnsupportedError(
                 f"{self.chunk_place(chunk)} is framed zstd (compression_level batch), which this version does not read"
             )
         if size < OFFSETS_AT or len(head) < OFFSETS_AT:
             raise FormatError(f"{self.chunk_place(chunk)} has {size} bytes: empty or truncated; copy or write it again")
+        if self.layout.exact and size != self.layout.hints[chunk]:
+            raise FormatError(
+                f"{self.chunk_place(chunk)} has {size} bytes, the index says {self.layout.hints[chunk]}; "
+                "it is truncated, damaged, or of another version"
+            )
         stored = int.from_bytes(head[:OFFSETS_AT], "little")
         if stored != count:
             raise FormatError(
@@ -116,13 +130,19 @@ class Door:
                 check_offsets(entries, lowest=table_end, highest=size, first=first)
             except FormatError as error:
                 raise FormatError(f"{self.chunk_place(chunk)}: {error}; it is damaged or truncated") from None
+            end_of_items = int.from_bytes(entries[-OFFSET_WIDTH:], "little")
+            if self.layout.exact and end == table_end and end_of_items != size:
+                raise FormatError(
+                    f"{self.chunk_place(chunk)}: its last item ends at {end_of_items}, the chunk at {size}; "
+                    "it is damaged"
+                )
             rows = first == 0 and len(entries) >= 2 * OFFSET_WIDTH and bytes(entries[:4]) == bytes(entries[4:8])
         if rows:
             self._refuse_rows(chunk, size)
 
     def _refuse_rows(self, chunk: int, size: int) -> None:
         """Arrow-row chunks have a classic table of empty items; their last bytes tell."""
-        if self._compressed or size < self.layout.table_end(chunk) + ROWS_TRAILER:
+        if self._opaque or size < self.layout.table_end(chunk) + ROWS_TRAILER:
             return
         tail = memoryview(bytearray(ROWS_TRAILER))
         self.source.run([Read(self.layout.names[chunk], size - ROWS_TRAILER, tail)], timeout=30.0)

@@ -6,16 +6,19 @@ starting over. The stream's history window is reserved from the budget by whoeve
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lazystore.cache.flight import Deadline
 from lazystore.cache.streams import ObjectStream
 from lazystore.errors import BudgetTooSmallError, FormatError
-from lazystore.formats.compression import ZstdInflater, read_header
+
+if TYPE_CHECKING:
+    from lazystore.formats.codecs import Codec
 
 __all__ = ["ChunkInflater"]
 
 #: A compressed dataset's budget is at least this many windows.
 WINDOW_SHARE = 4
-HEAD = 18  # bytes a zstd frame header may have
 #: Inflated at first, and twice as much every time up to what is allowed ahead.
 FIRST_STEP = 64 * 1024
 
@@ -25,25 +28,29 @@ class ChunkInflater:
 
     Parameters:
         stream: the compressed bytes, from the first.
-        max_window: bytes of history allowed.
+        codec: what they are.
+        limit: bytes the codec may hold.
+        stored, size: bytes of the object and of the chunk, 0 where nobody knows.
         ahead: bytes inflated at a time even if less is wanted. Each time the GIL is let go of and has to be had
             again, for which other threads may make one wait for milliseconds.
 
     Raises:
-        BudgetTooSmallError: the stream needs more history; the message says what memory would do.
+        BudgetTooSmallError: decoding needs more memory; the message says how much.
 
     Threads: one at a time (the memory holds a lock). Fork: dropped in the child. Pickling: none.
     """
 
-    def __init__(self, stream: ObjectStream, *, max_window: int, ahead: int) -> None:
+    def __init__(
+        self, stream: ObjectStream, codec: Codec, *, limit: int, ahead: int, stored: int = 0, size: int = 0
+    ) -> None:
         self._stream = stream
-        self.header = read_header(stream.peek(HEAD))
-        if self.header.window > max_window:
-            raise BudgetTooSmallError(
-                f"its zstd stream needs {self.header.window} bytes of history, {max_window} are reserved; "
-                f"give memory={WINDOW_SHARE * self.header.window} bytes or more"
-            )
-        self._inflater = ZstdInflater(stream, max_window=max_window)
+        try:
+            self._inflater = codec.open(stream, limit=limit, stored=stored, size=size)
+        except BudgetTooSmallError as error:
+            raise BudgetTooSmallError(f"{error}; give memory={WINDOW_SHARE * error.needed} bytes or more") from None
+        self.content_size = self._inflater.content_size
+        self.memory = self._inflater.memory
+        self._taken = 0
         self._scratch = memoryview(bytearray(ahead))
         self._step = min(FIRST_STEP, ahead)
         self._ready = self._scratch[:0]
@@ -51,7 +58,7 @@ class ChunkInflater:
     @property
     def position(self) -> int:
         """Inflated bytes handed out so far."""
-        return self._inflater.position - len(self._ready)
+        return self._taken - len(self._ready)
 
     def peek(self, n: int, deadline: Deadline) -> bytes:
         """At most ``n`` of the next bytes, which stay to be read; fewer where what is ready, or all there is, ends."""
@@ -88,4 +95,5 @@ class ChunkInflater:
         self._stream.deadline = deadline
         step = self._scratch[: self._step]
         self._ready = step[: self._inflater.readinto(step)]
+        self._taken += len(self._ready)
         self._step = min(2 * self._step, len(self._scratch))

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lazystore._core.frames import Fill, FrameStore, Lease
 from lazystore._core.reader import Reader
 from lazystore.cache.door import HEAD_BYTES, Door
 from lazystore.cache.flight import Arrivals, Deadline
+from lazystore.cache.foresight import Foresight
 from lazystore.cache.inflate import ChunkInflater
 from lazystore.cache.streams import ForwardStreams
 from lazystore.errors import ArenaFullError, BudgetTooSmallError, FormatError
 from lazystore.fetch.source import Source
-from lazystore.formats.litdata import OFFSET_WIDTH
+from lazystore.formats.format import OFFSET_WIDTH
+
+if TYPE_CHECKING:
+    from lazystore.formats.codecs import Codec
 
 __all__ = ["InflatedChunks"]
 
@@ -33,16 +38,13 @@ PIECES = 10
 LEAST_AHEAD, LEAST_SHARE = 512 * KIB, 4
 #: Pieces a reader begins with, twice as many with every part it asks for, and at most.
 FIRST_PIECES, MOST_PIECES = 2, 16
-#: What zstd keeps besides the history: its tables, and some blocks.
-CONTEXT, BLOCK = 160 * KIB, 128 * KIB
-#: Chunks after the present one that may be begun: small ones would need more than their bytes tell.
-FOLLOWING = 32
 
 
 class InflatedChunks:
     """Fills frames of compressed chunks.
 
     Parameters:
+        codec: of the chunks; None: nothing is ever asked for.
         max_window: bytes reserved from the budget by the caller: for the history that the stream keeps, and what
             that leaves for compressed bytes fetched ahead (512 KiB or a quarter of it in any case).
 
@@ -51,30 +53,37 @@ class InflatedChunks:
     """
 
     def __init__(
-        self, store: FrameStore, reader: Reader, door: Door, source: Source, arrivals: Arrivals, *, max_window: int
+        self,
+        store: FrameStore,
+        reader: Reader,
+        door: Door,
+        source: Source,
+        arrivals: Arrivals,
+        codec: Codec | None,
+        *,
+        max_window: int,
     ) -> None:
         self._store = store
         self._reader = reader
         self._door = door
         self._source = source
         self._arrivals = arrivals
+        self._codec = codec
         self._max_window = max_window
+        #: Bytes that were inflated or decrypted.
+        self.opened_bytes = 0
         piece = LOCAL_PIECE if source.local else _piece(max_window)
         self._streams = ForwardStreams(source, door.layout.names, door.layout.hints, piece=piece)
         self._lock = threading.Lock()
         self._open: tuple[int, ChunkInflater] | None = None
-        self._last = -1
+        self._foresight = Foresight(store, reader)
         self._depth = 0
-        self._expected: Sequence[int] | None = None
         self._tables: list[Lease] = []
 
     def expect(self, chunks: Sequence[int] | None) -> None:
-        """Say which chunks will be read from now on, the present one included or not; None: nobody knows.
-
-        Without it, a scan that came from one chunk to the next is expected to go on like that.
-        """
+        """Say which chunks will be read from now on; see :class:`Foresight`."""
         with self._lock:
-            self._expected = chunks
+            self._foresight.expect(chunks)
 
     def close(self) -> None:
         """Cancel what is on its way. After the source was closed, so that nobody holds the lock for long."""
@@ -125,10 +134,12 @@ class InflatedChunks:
             fill = self._begin(chunk, part, nbytes, scan, part == last) if keep_all or part == last else None
             if fill is None:
                 inflater.skip(nbytes, deadline)
+                self.opened_bytes += nbytes
                 continue
             try:
                 with memoryview(fill) as view:
                     inflater.readinto(view, deadline)
+                    self.opened_bytes += nbytes
                     self._door.check_table(chunk, view, part * frame)
                 fill.commit()
                 if part == last:
@@ -172,32 +183,14 @@ class InflatedChunks:
         """Set how much may come ahead: ever more the longer one reads on, and of other chunks only for a scan."""
         if self._source.local:
             return  # the page cache is as near as a buffer of ours would be
-        history = inflater.header.window
-        spare = self._max_window - history - CONTEXT - 2 * min(history, BLOCK)
+        spare = self._max_window - inflater.memory
         self._streams.piece = piece = _piece(spare)
         # A piece of inflated bytes, and a copy of one that zstd reads from, come out of it too.
         room = max(spare - 2 * piece, min(LEAST_AHEAD, self._max_window // LEAST_SHARE))
         self._depth = min(max(2 * self._depth, 2 * FIRST_PIECES), MOST_PIECES)
         self._streams.room = min(self._depth * piece, room)
-        self._streams.following = self._following(chunk) if scan else ()
+        self._streams.following = self._foresight.following(chunk) if scan else ()
         self._streams.top_up()
-
-    def _following(self, chunk: int) -> list[int]:
-        """The chunks that will be wanted after this one, as far as anybody knows."""
-        counts = self._door.layout.counts
-        if self._expected is not None:
-            after = self._expected.index(chunk) + 1 if chunk in self._expected else 0
-            chunks = self._expected[after : after + FOLLOWING]
-        elif chunk in (0, self._last + 1):
-            chunks = range(chunk + 1, min(chunk + 1 + FOLLOWING, len(counts)))
-        else:
-            return []
-        return [c for c in chunks if counts[c] and c != chunk and not self._is_here(c)]
-
-    def _is_here(self, chunk: int) -> bool:
-        """Whether a chunk's ends are resident, and so probably what is between them."""
-        last = max(0, self._reader.chunk_length(chunk) - 1) >> self._store.shift
-        return self._store.state(chunk, 0) == "ready" == self._store.state(chunk, last)
 
     def _stream_at(self, chunk: int, position: int, deadline: Deadline) -> ChunkInflater:
         """The open stream if it is on this chunk and not past ``position``, else a new one from the start."""
@@ -206,15 +199,17 @@ class InflatedChunks:
             if opened == chunk and inflater.position <= position:
                 return inflater
             if opened != chunk:
-                self._last = opened
+                self._foresight.passed(opened)
             self._open = None
         self._let_tables_go()
         if chunk not in self._streams.following:
             self._depth = 0
             self._streams.room = 0 if self._source.local else FIRST_PIECES * self._streams.piece
+        assert self._codec is not None, "chunks that are not encoded are read, not inflated"
         inflater = ChunkInflater(
-            self._streams.open(chunk, deadline), max_window=self._max_window, ahead=self._streams.piece
-        )
+            self._streams.open(chunk, deadline), self._codec,
+            limit=self._max_window, ahead=self._streams.piece, size=self._size(chunk),
+        )  # fmt: skip
         self._open = (chunk, inflater)
         return inflater
 
@@ -236,11 +231,16 @@ class InflatedChunks:
                 raise self._door.placed(chunk, error) from None
             raise
 
+    def _size(self, chunk: int) -> int:
+        """Bytes of the chunk where they are known for certain, else 0."""
+        layout = self._door.layout
+        return self._reader.chunk_length(chunk) or (layout.hints[chunk] if layout.exact else 0)
+
     def _length(self, chunk: int, inflater: ChunkInflater, head: bytes, deadline: Deadline) -> int:
         """Inflated bytes of the chunk: from the zstd frame's header, or from the last offset of its table."""
-        if inflater.header.content_size >= 0:
-            return inflater.header.content_size
-        if len(head) < HEAD_BYTES or int.from_bytes(head[:4], "little") != self._door.layout.counts[chunk]:
+        if inflater.content_size >= 0:
+            return inflater.content_size
+        if len(head) < HEAD_BYTES or int.from_bytes(head[:4], "little") != self._door.layout.stored_counts[chunk]:
             return len(head)  # the door says what is wrong
         inflater.skip(self._door.layout.table_end(chunk) - OFFSET_WIDTH, deadline)
         last = memoryview(bytearray(OFFSET_WIDTH))

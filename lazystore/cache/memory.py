@@ -11,7 +11,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from lazystore._core.decode import DecodePlan
 from lazystore._core.frames import Fill, FrameStore, Lease
@@ -21,6 +21,7 @@ from lazystore.cache.ahead import ReadAhead
 from lazystore.cache.door import ChunkLayout, Door, head_of
 from lazystore.cache.flight import Arrivals, Deadline
 from lazystore.cache.inflated import InflatedChunks
+from lazystore.cache.made import MadeChunks
 from lazystore.cache.refetch import Refetched
 from lazystore.cache.slabs import SlabLoader
 from lazystore.cache.sparse import SparseReads
@@ -36,7 +37,11 @@ from lazystore.errors import (
     SourceChangedError,
 )
 from lazystore.fetch.source import Read, Source
-from lazystore.formats.litdata import OFFSET_WIDTH, OFFSETS_AT
+from lazystore.formats.format import OFFSET_WIDTH, OFFSETS_AT
+
+if TYPE_CHECKING:
+    from lazystore.formats.codecs import Codec
+    from lazystore.formats.format import Images
 
 __all__ = ["ChunkMemory"]
 
@@ -59,6 +64,19 @@ Part = tuple[int, int]
 Buffer: TypeAlias = Lease | bytes | memoryview
 
 
+class Opener(Protocol):
+    """Fills frames of opaque chunks: :class:`InflatedChunks` or :class:`MadeChunks`; see there."""
+
+    #: Bytes that were inflated, decrypted or made.
+    opened_bytes: int
+
+    def expect(self, chunks: Sequence[int] | None) -> None: ...
+    def admit(self, chunk: int, deadline: Deadline) -> None: ...
+    def fill(self, chunk: int, last: int, scan: bool, deadline: Deadline) -> list[Fill]: ...
+    def reset(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class ChunkMemory:
     """The bytes of a chunked dataset, resident as far as the arena goes.
 
@@ -68,8 +86,9 @@ class ChunkMemory:
         store: the arena.
         timeout: seconds one read may take, waiting and retries included.
         fallback: read an item directly when frames cannot be had for it (counted), or raise.
-        compressed: chunks are whole-file compressed.
-        max_window: for compressed chunks, bytes of history reserved for the stream.
+        codec: undoes the encoding of chunks that are encoded as a whole.
+        images: makes chunks that are not stored as such.
+        scratch_room: with a codec or images: bytes reserved for decoding or making.
         tables_room: bytes reserved for offset tables that shuffles keep beside the frames.
 
     Threads: any number; each part is fetched once, by whoever asks first. Fork: :meth:`reset_after_fork`.
@@ -84,8 +103,9 @@ class ChunkMemory:
         *,
         timeout: float,
         fallback: bool,
-        compressed: bool,
-        max_window: int = 0,
+        codec: Codec | None = None,
+        images: Images | None = None,
+        scratch_room: int = 0,
         tables_room: int = 0,
     ) -> None:
         self.source = source
@@ -94,11 +114,13 @@ class ChunkMemory:
         self.timeout = timeout
         self.fallbacks = 0
         self.fallback = fallback
-        self.compressed = compressed
-        self._max_window = max_window
+        self.opaque = codec is not None or images is not None
+        self._codec = codec
+        self._images = images
+        self._scratch_room = scratch_room
         self._tables_room = tables_room
         self._layout = layout
-        self._door = Door(layout, source, compressed=compressed)
+        self._door = Door(layout, source, opaque=self.opaque)
         self.arrivals = Arrivals()
         request = LOCAL_REQUEST_BYTES if source.local else REMOTE_REQUEST_BYTES
         self._rent = RentOrBuy(store.frame_bytes, request)
@@ -120,14 +142,23 @@ class ChunkMemory:
             table_at=OFFSETS_AT, width=OFFSET_WIDTH, stride=stride, transform=transform,
         )  # fmt: skip
         self._sparse = SparseReads(self.store, self.reader, self._door, self.source, self._rent, stride=stride)
-        self._inflated = InflatedChunks(
-            self.store, self.reader, self._door, self.source, self.arrivals, max_window=self._max_window
-        )
+        self.opener = self._opener()
         self.slabs = SlabLoader(
-            self, self._door, self._inflated,
-            stride=stride, compressed=self.compressed, tables_room=self._tables_room,
-        )  # fmt: skip
+            self, self._door, self.opener, stride=stride, opaque=self.opaque, tables_room=self._tables_room
+        )
         return self.reader
+
+    def _opener(self) -> Opener:
+        """What fills the frames of chunks whose bytes cannot simply be read."""
+        if self._images is not None:
+            return MadeChunks(
+                self.store, self.reader, self._door, self.source, self.arrivals, self._images,
+                room=self._scratch_room, timeout=self.timeout,
+            )  # fmt: skip
+        return InflatedChunks(
+            self.store, self.reader, self._door, self.source, self.arrivals, self._codec,
+            max_window=self._scratch_room,
+        )  # fmt: skip
 
     # -- what the reader asks -----------------------------------------------------------
 
@@ -151,14 +182,14 @@ class ChunkMemory:
         except (DatasetNotFoundError, SourceChangedError):
             raise
         except (ArenaFullError, FetchError) as error:
-            if not self.fallback or self.compressed or deadline.passed():
+            if not self.fallback or self.opaque or deadline.passed():
                 raise
             self.count_fallback(chunk, error)
             return self._sparse.item(chunk, i, deadline, keep=False)
 
     def items(self, wanted: Sequence[Part]) -> Iterator[tuple[int, Buffer]]:
         """(position, bytes) of many items; what lies densely comes through frames."""
-        if self.compressed:
+        if self.opaque:
             for k in sorted(range(len(wanted)), key=wanted.__getitem__):
                 yield k, self._again(*wanted[k])
             return
@@ -172,9 +203,9 @@ class ChunkMemory:
             yield k, self._again(*wanted[k])
 
     def expect(self, chunks: Sequence[int]) -> None:
-        """Say in which order chunks will be read next: compressed ones are fetched ahead then."""
-        if self.compressed:
-            self._inflated.expect(chunks)
+        """Say in which order chunks will be read next: opaque ones are fetched ahead then."""
+        if self.opaque:
+            self.opener.expect(chunks)
 
     def buffers(self, wanted: Sequence[Part]) -> Iterator[tuple[int, Buffer]]:
         """(position, bytes) of many items, from memory where they are resident."""
@@ -190,9 +221,9 @@ class ChunkMemory:
     def read_ahead(self, first: int, last: int) -> ReadAhead | None:
         """Begin to fetch ahead of a scan over items ``first .. last - 1``; None where there is nothing to fetch.
 
-        Compressed chunks are fetched ahead by their own stream.
+        Opaque chunks are fetched ahead by what opens them.
         """
-        if self.compressed or first >= last:
+        if self.opaque or first >= last:
             return None
         chunk, i = self.reader.where(first)
         entry = (OFFSETS_AT + OFFSET_WIDTH * i) >> self.store.shift
@@ -228,7 +259,7 @@ class ChunkMemory:
         return self._streams.follows(part) or self._streams.follows(self.next_part(part))
 
     def _wants_frames(self, part: Part) -> bool:
-        if self.compressed or (self.source.local and self._longer_than_frame(part[0])):
+        if self.opaque or (self.source.local and self._longer_than_frame(part[0])):
             return True
         return self._rent.should_buy(part)
 
@@ -316,9 +347,9 @@ class ChunkMemory:
     def _parts_needed(self, chunk: int, i: int, deadline: Deadline) -> list[int]:
         """Parts to bring in next for an item: its chunk's first, then its table's, then its own."""
         if not self.reader.chunk_length(chunk):
-            if not self.compressed:
+            if not self.opaque:
                 return [0]
-            self._inflated.admit(chunk, deadline)
+            self.opener.admit(chunk, deadline)
         try:
             begin, end = self.reader.resident_span(chunk, i)
         except KeyError:
@@ -339,9 +370,9 @@ class ChunkMemory:
 
     def _fill(self, chunk: int, need: list[int], scan: bool, deadline: Deadline) -> list[Fill]:
         """Bring parts in, and for a forward reader the ones after them; returns fills that pin them."""
-        if self.compressed:
+        if self.opaque:
             try:
-                return self._inflated.fill(chunk, need[-1] if scan else need[0], scan, deadline)
+                return self.opener.fill(chunk, need[-1] if scan else need[0], scan, deadline)
             except (FormatError, BudgetTooSmallError) as error:
                 raise self._door.placed(chunk, error) from None
         if all(self.store.state(chunk, part) == "filling" for part in need):
@@ -532,7 +563,7 @@ class ChunkMemory:
     def reset_after_fork(self) -> None:
         """In a forked child: forget locks and fills of threads that exist only in the parent."""
         self.arrivals.reset()
-        self._inflated.reset()
+        self.opener.reset()
         reset = getattr(self.source, "reset_after_fork", None)
         if reset is not None:
             reset()
@@ -543,7 +574,7 @@ class ChunkMemory:
         """Refuse everything from now on; leases keep the arena until they are gone."""
         self.store.close()
         self.source.close()
-        self._inflated.close()
+        self.opener.close()
 
     def __repr__(self) -> str:
         return f"<ChunkMemory of {self.source.url}: {self.store!r}>"

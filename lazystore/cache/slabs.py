@@ -20,15 +20,14 @@ from lazystore._core.frames import Fill
 from lazystore._core.slab import Slab
 from lazystore.cache.door import HEAD_BYTES, Door, head_of
 from lazystore.cache.flight import Deadline
-from lazystore.cache.inflated import InflatedChunks
 from lazystore.cache.sparse import GUESS_VARIATION
 from lazystore.cache.wave import Wave
 from lazystore.errors import ArenaFullError, FetchError, FormatError, LazyStoreError
 from lazystore.fetch.source import Read
-from lazystore.formats.litdata import OFFSET_WIDTH, OFFSETS_AT
+from lazystore.formats.format import OFFSET_WIDTH, OFFSETS_AT
 
 if TYPE_CHECKING:
-    from lazystore.cache.memory import ChunkMemory
+    from lazystore.cache.memory import ChunkMemory, Opener
     from lazystore.fetch.source import Flight
 
 __all__ = ["PACKED", "SlabLoad", "SlabLoader"]
@@ -85,9 +84,9 @@ class SlabLoader:
 
     Parameters:
         memory: whose frames, source and reader are used.
-        door, inflated: the rest of the memory.
+        door, opener: the rest of the memory.
         stride: bytes an item when all have one length, else 0.
-        compressed: chunks must be inflated from their start.
+        opaque: chunks are inflated from their start, or made.
         tables_room: bytes of offset tables that may be kept outside of the frames.
 
     Memory: the frames, and the tables.
@@ -98,19 +97,19 @@ class SlabLoader:
         self,
         memory: ChunkMemory,
         door: Door,
-        inflated: InflatedChunks,
+        opener: Opener,
         *,
         stride: int,
-        compressed: bool,
+        opaque: bool,
         tables_room: int,
     ) -> None:
         self.memory = memory
         self.store = memory.store
         self.reader = memory.reader
         self.door = door
-        self.inflated = inflated
+        self.opener = opener
         self.stride = stride
-        self.compressed = compressed
+        self.opaque = opaque
         self.shelf = TableShelf(tables_room, OFFSET_WIDTH * (memory.reader.n_items + 2 * memory.reader.n_chunks))
         self.numbers = itertools.count()
 
@@ -152,7 +151,7 @@ class SlabLoad:
         self._fills: list[Fill] = []
         self._waves: list[Wave] = []
         self._flight: Flight | None = None
-        self._steps = self._share() if self._whole or shared or loader.compressed else self._pack()
+        self._steps = self._share() if self._whole or shared or loader.opaque else self._pack()
 
     def pump(self) -> bool:
         """Go on as far as possible without waiting; True once the slab is there.
@@ -352,7 +351,7 @@ class SlabLoad:
         shift = loader.store.shift
         table_end = loader.door.layout.table_end(chunk)
         if not loader.reader.chunk_length(chunk):
-            if loader.compressed:
+            if loader.opaque:
                 yield from self._inflate(())
             elif not self._whole:
                 yield from self._open()
@@ -386,7 +385,7 @@ class SlabLoad:
     def _bring(self, parts: Sequence[int]) -> Pause:
         """Parts of the chunk, resident; those that had to be fetched are held."""
         loader, memory = self._loader, self._loader.memory
-        if loader.compressed:
+        if loader.opaque:
             yield from self._inflate(parts)
             return
         group = max(1, GROUP_BYTES // loader.store.frame_bytes)
@@ -412,17 +411,17 @@ class SlabLoad:
             yield
 
     def _inflate(self, parts: Sequence[int]) -> Pause:
-        """Parts of a compressed chunk, in order; this waits, so only when somebody wants them."""
+        """Parts of an opaque chunk, in order; this waits, so only when somebody wants them."""
         loader = self._loader
         while not self.wanted:
             yield
         deadline = Deadline(loader.memory.timeout)
         if not loader.reader.chunk_length(self.chunk):
-            loader.inflated.admit(self.chunk, deadline)
+            loader.opener.admit(self.chunk, deadline)
         for part in parts:
             while True:
                 try:
-                    self._fills += loader.inflated.fill(self.chunk, part, True, deadline)
+                    self._fills += loader.opener.fill(self.chunk, part, True, deadline)
                     break
                 except FormatError as error:
                     raise loader.door.placed(self.chunk, error) from None

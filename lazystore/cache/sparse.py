@@ -19,7 +19,7 @@ from lazystore.cache.flight import Deadline
 from lazystore.errors import FormatError
 from lazystore.fetch.plan import coalesce
 from lazystore.fetch.source import Read, Source
-from lazystore.formats.litdata import OFFSET_WIDTH, OFFSETS_AT
+from lazystore.formats.format import OFFSET_WIDTH, OFFSETS_AT
 
 __all__ = ["SparseReads"]
 
@@ -120,11 +120,11 @@ class SparseReads:
         """A range that probably holds the item, from the mean item size; None when it would be long."""
         # Once the chunk is open its length is known; before, the index's word is a hint.
         hint = self._reader.chunk_length(chunk) or self._layout.hints[chunk]
-        count = self._layout.counts[chunk]
+        count = self._layout.stored_counts[chunk]
         table_end = self._layout.table_end(chunk)
         if self._stride:
             return Read(self._layout.names[chunk], table_end + i * self._stride, memoryview(bytearray(self._stride)))
-        if self._source.local or hint <= table_end:
+        if self._source.local or self._layout.tables_near or hint <= table_end:
             return None
         mean = (hint - table_end) / count
         margin = mean * (1 + GUESS_VARIATION * math.sqrt(min(i, count - i)))
@@ -165,7 +165,7 @@ class SparseReads:
 
     def _table_spans(self, chunk: int, items: Sequence[int]) -> list[tuple[int, int]]:
         """Byte ranges of the table to fetch: aligned groups of blocks, the count along with the first."""
-        count = self._layout.counts[chunk]
+        count = self._layout.stored_counts[chunk]
         groups = sorted({i // TABLE_BLOCK // self._blocks for i in items})
         spans: list[tuple[int, int]] = []
         for group in groups:

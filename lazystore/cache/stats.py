@@ -23,7 +23,7 @@ def memory_stats(memory: ChunkMemory, *, budget: int, monitor: bool) -> dict[str
         ``total_memory_usage`` (bytes of frames in use, tables, requests in flight), ``max_memory_size``,
         ``memory_utilization`` (0..1), ``num_chunks_cached``, ``chunks`` (by chunk number), and counters since
         the dataset was opened: hits, misses, evictions by cause, bytes fetched,
-        fetched again and wasted, requests, retries,
+        inflated or decrypted, fetched again and wasted, requests, retries,
         request waves, fallbacks, bytes in flight now and at most, and the high-water mark of the budget.
     """
     store, fetched = memory.store, memory.source.counters
@@ -40,6 +40,7 @@ def memory_stats(memory: ChunkMemory, *, budget: int, monitor: bool) -> dict[str
         "misses": memory.reader.misses,
         "evictions": {cause: counters[f"evictions_{cause}"] for cause in ("capacity", "scan", "pieces")},
         "bytes_fetched": fetched.bytes_fetched,
+        "bytes_decompressed": memory.opener.opened_bytes,
         "bytes_refetched": memory.refetched.nbytes,
         "bytes_wasted": counters["bytes_wasted"],
         "requests": fetched.requests,

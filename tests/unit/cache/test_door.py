@@ -21,13 +21,15 @@ from lazystore.errors import FormatError, UnsupportedError
 class Layout:
     """One chunk of ``count`` items."""
 
+    exact = False
+
     def __init__(self, count: int) -> None:
         self.names: Sequence[str] = ["c.bin"]
-        self.counts = array("Q", [count])
+        self.stored_counts = array("Q", [count])
         self.hints = array("Q", [0])
 
     def table_end(self, chunk: int) -> int:
-        return 4 + 4 * (self.counts[chunk] + 1)
+        return 4 + 4 * (self.stored_counts[chunk] + 1)
 
 
 class Loader:

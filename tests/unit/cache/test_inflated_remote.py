@@ -110,7 +110,7 @@ def test_chunks_expected_in_another_order_are_fetched_ahead_and_once(store: Obje
     with opened(store) as dataset:
         store.configure(latency_ms=100)
         store.reset()
-        dataset._memory._inflated.expect(order)
+        dataset._memory.opener.expect(order)
         for chunk in order:
             items = range(chunk * PER_CHUNK, (chunk + 1) * PER_CHUNK)
             datasets.check(dataset[items.start : items.stop], items, SIZE)

@@ -1,0 +1,170 @@
+"""One run of blocks being made: its steps, the bytes it asked for, and the image that is ready.
+
+What a run does is the format's (:class:`lazystore.formats.format.Images`); when it may go on is decided by
+whoever pumps it. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from lazystore.errors import FormatError
+from lazystore.fetch.source import Read
+from lazystore.formats.format import Image, Images, Size, Step, Wait, Want
+
+if TYPE_CHECKING:
+    from lazystore.fetch.source import Flight, Source
+
+__all__ = ["Making"]
+
+
+class Making:
+    """A run under way.
+
+    Parameters:
+        images, run, first: what is made, from which block on.
+        source: where the bytes are.
+        timeout: seconds a wave of requests may take.
+        on_arrival: called from any thread when bytes have come.
+
+    Attributes:
+        next: the block that comes next.
+        over: it has come to its end.
+        waiting: it can only go on when another run has.
+        used: somebody has waited for one of its blocks; a note of its owner.
+
+    Threads: one at a time. Fork: dead in the child. Pickling: none.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        run: int,
+        first: int,
+        *,
+        source: Source,
+        timeout: float,
+        on_arrival: Callable[[], None],
+    ) -> None:
+        self.run = run
+        self._images = images
+        self.next = first
+        self.over = self.waiting = self.used = False
+        self._end = images.runs[run + 1]
+        self._source = source
+        self._timeout = timeout
+        self._on_arrival = on_arrival
+        self._steps: Generator[Step, Any, None] = images.open(run, first)
+        self._answer: Any = None
+        self._flight: Flight | None = None
+        self._wants: list[tuple[Want | Size, Read | None]] = []
+        self._image: Image | None = None
+
+    @property
+    def ready(self) -> bool:
+        """An image waits to be taken."""
+        return self._image is not None
+
+    @property
+    def scratch(self) -> int:
+        """Bytes it may hold; more as it learns what its blocks are."""
+        return self._images.scratch(self.run)
+
+    @property
+    def held(self) -> int:
+        """Bytes it holds, or may come to hold."""
+        return self.scratch + (len(self._image.data) if self._image is not None else 0)
+
+    def take(self) -> Image:
+        """The image that is ready; the run may go on to the next."""
+        assert self._image is not None
+        image, self._image = self._image, None
+        return image
+
+    def pump(self, *, urgent: bool = False) -> bool:
+        """Go on as far as possible without waiting; True when an image is ready or the run is over.
+
+        Raises:
+            FormatError, FetchError ...: the next block cannot be made; the run is over.
+        """
+        try:
+            while self._image is None and not self.over:
+                if self._flight is not None and not self._collect():
+                    return False
+                answer, self._answer = self._answer, None
+                try:
+                    step = self._steps.send(answer)
+                except StopIteration:
+                    self.over = True
+                    if self.next < self._end:
+                        raise FormatError(f"its format ended before block {self.next}") from None
+                    break
+                self.waiting = isinstance(step, Wait)
+                if isinstance(step, Wait):
+                    return False
+                if isinstance(step, Image):
+                    self._accept(step)
+                else:
+                    self._send(step, urgent)
+        except BaseException:
+            self.close()
+            raise
+        return True
+
+    def close(self) -> None:
+        """Cancel what is on its way and let everything go. Twice is fine."""
+        self.over = True
+        if self._flight is not None:
+            self._flight.cancel()
+            self._flight = None
+        self._wants.clear()
+        self._steps.close()
+
+    def hurry(self, seconds: float) -> None:
+        """Wait for bytes that are on their way, at most so long."""
+        if self._flight is not None:
+            self._flight.wait(seconds)
+
+    @property
+    def on_its_way(self) -> bool:
+        """Bytes it asked for have not come yet."""
+        return self._flight is not None
+
+    def _accept(self, image: Image) -> None:
+        if image.block != self.next:
+            raise FormatError(f"its format made block {image.block} where block {self.next} comes next")
+        self._image = image
+        self.next += 1
+
+    def _send(self, step: list[Want | Size], urgent: bool) -> None:
+        total = sum(want.nbytes for want in step if isinstance(want, Want))
+        if total > self.scratch:
+            raise FormatError(f"making block {self.next} asks for {total} bytes, its run was to hold {self.scratch}")
+        self._wants = [
+            (want, Read(want.name, want.begin, memoryview(bytearray(want.nbytes))) if isinstance(want, Want) else None)
+            for want in step
+        ]
+        if step:
+            self._flight = self._source.start(
+                list(self._reads()), stat=[want.name for want in step if isinstance(want, Size)],
+                timeout=self._timeout, urgent=urgent, on_done=self._on_arrival,
+            )  # fmt: skip
+        else:
+            self._answer = []
+
+    def _reads(self) -> Iterator[Read]:
+        return (read for _, read in self._wants if read is not None)
+
+    def _collect(self) -> bool:
+        assert self._flight is not None
+        if not self._flight.done():
+            return False
+        flight, self._flight = self._flight, None
+        sizes = flight.result()
+        self._answer = [sizes[want.name] if read is None else read.view[: read.got] for want, read in self._wants]
+        self._wants = []
+        return True
+
+    def __repr__(self) -> str:
+        return f"<Making of run {self.run}, block {self.next} next>"
