@@ -97,7 +97,8 @@ def make_sink(
         batch_size: items a batch, at least 1.
         collate: ``"numpy"`` for columns (see :class:`~lazystore._core.collate.ColumnSink`), ``"list"`` for lists
             of items, or a function of such a list.
-        transform: applied to every item first; columns are then made by :func:`collate_items`.
+        transform: applied to every item first; columns are then made by :func:`collate_items`, as they are of plans
+            whose items may be loose.
 
     Raises:
         ConfigError: there is no such ``collate``, or ``batch_size`` is not a number of items.
@@ -106,7 +107,7 @@ def make_sink(
         raise ConfigError(f"batch_size={batch_size!r} must be a number of items, at least 1")
     finish: Finish | None
     if collate == "numpy":
-        if transform is None:
+        if transform is None and not plan.loose:
             return ColumnSink(plan, batch_size), None
         finish = collate_items
     elif collate == "list":

@@ -1,4 +1,4 @@
-"""`StreamingDataset`: a stored dataset as items, inside one memory budget.
+"""`StreamingDataset`: a stored dataset, whatever its format, as items, inside one memory budget.
 
 Here: arguments, opening, and the public surface. Where items lie is the reader's business
 (``_core.reader``), where bytes come from the memory's (``cache.memory``).
@@ -21,23 +21,19 @@ from lazystore.cache.stats import memory_stats
 from lazystore.config import EvictionPolicy
 from lazystore.errors import ConfigError, UnsupportedError
 from lazystore.fetch import open_source
-from lazystore.formats.litdata import INDEX_NAME
+from lazystore.formats.format import Format, Opened, Unindexed
+from lazystore.streaming.division import in_flight_bytes, smallest_budget
+from lazystore.streaming.epochs import Epochs
+from lazystore.streaming.files import in_blocks
+from lazystore.streaming.first_pass import FirstPass
 from lazystore.streaming.item_loader import BaseItemLoader
-from lazystore.streaming.numbering import number_items
-from lazystore.streaming.opening import (
-    compile_plan,
-    config_of,
-    in_flight_bytes,
-    make_memory,
-    placed,
-    read_index,
-    smallest_budget,
-)
+from lazystore.streaming.locating import root_of
+from lazystore.streaming.opening import check_arguments, config_of, make_memory, open_dataset
 from lazystore.streaming.order import Shape
 from lazystore.streaming.prefetch import RouteFeed
 from lazystore.streaming.session import Session, fingerprint, order_kind
 from lazystore.streaming.subset import Selection, split, subsample, subset
-from lazystore.streaming.topology import worker
+from lazystore.streaming.topology import detect, worker
 from lazystore.streaming.torch_kind import TorchKind
 
 if TYPE_CHECKING:
@@ -52,14 +48,20 @@ __all__ = ["StreamingDataset", "train_test_split"]
 
 #: A dataset whose bytes are this share of the arena stays resident as a whole.
 FITS_SHARE = 0.85
+_SESSION_ARGUMENTS = (
+    "seed", "drop_last", "rank", "batch_size", "num_nodes", "num_canonical_nodes", "shuffle_block_size",
+)  # fmt: skip
+#: What there is only once it is known where items lie.
+_LATE = frozenset({"_opened", "_memory", "_reader", "_total", "_get", "_selection", "_session"})
 
 
-class StreamingDataset(TorchKind):
-    """A dataset written by LitData (classic chunks), local or remote, as a sequence of items.
+class StreamingDataset(TorchKind, Epochs):
+    """A stored dataset, local or remote, as a sequence of items.
 
     Parameters:
-        input_dir: directory or URL that holds index.json: a path, ``s3://``, ``gs://``, ``az://``, ``http(s)://``,
-            ``memory://`` or whatever fsspec knows.
+        input_dir: what to read: a directory with an index.json (LitData, MosaicML), a directory of files, files by a
+            pattern (``.../part-*.parquet``), or one file (JSONL, CSV, TSV, lines, Parquet, Arrow). A path, ``s3://``,
+            ``gs://``, ``az://``, ``http(s)://``, ``memory://`` or whatever fsspec knows.
         item_loader: :class:`InMemoryItemLoader` (budget, policy, timeout) or :class:`TokensLoader` (blocks).
         memory: hard budget in bytes (``"64MB"``, ``"256MiB"``, or an int) for resident bytes, tables, requests in
             flight and decompression. Default: 256 MiB, or a quarter of the memory limit if that is less.
@@ -69,7 +71,9 @@ class StreamingDataset(TorchKind):
         shuffle: ``True``: chunks in random order, items drawn from a window of as many blocks as half the budget
             holds (uniformly, if that is all of them); ``"chunk"``: LitData 0.2.76's own order; ``"global"``: a uniform
             permutation, paid in random reads; ``False``: in stored order.
-        order: an order by its name instead: sequential, window, global, litdata, litdata-0.2.70.
+        order: an order by its name instead: sequential, window, global, litdata, litdata-0.2.70, mosaic-py1e,
+            mosaic-py1s, mosaic-py1br, mosaic-py2s, mosaic-naive (MosaicML's count their epochs from 0, and even out
+            ranks by repeating samples).
         seed: of every shuffle; the same seed and epoch give the same order for ever.
         drop_last: ranks get equal numbers of items, and what does not divide is left out; False: every item once.
             None: True with several ranks, as in LitData.
@@ -84,6 +88,18 @@ class StreamingDataset(TorchKind):
         fallback: ``"direct"``: an item that memory cannot hold, or whose frames fail to stream, is read directly
             (logged once, counted); ``"raise"``: that is an error.
         backend: ``"auto"``, ``"fsspec"`` or ``"obstore"``: what talks to remote storage.
+        format: the format's name, if neither the index nor the file names tell it: litdata, mds, jsonl, csv, tsv,
+            lines, parquet, arrow, or one that another package adds; or such a :class:`Format` itself.
+        columns: of Parquet and Arrow files: only these columns are read.
+        raw: of text: items are the bytes of their lines.
+        encryption: of LitData datasets: :class:`FernetEncryption`, :class:`RSAEncryption`, or an object with their
+            ``algorithm``, ``level`` and ``decrypt``.
+        verify: compare what is read with the checksums that the dataset has: each chunk is read once as a whole before
+            its first item. A mismatch is fetched once more, then it is an error.
+        validate_hash: the same with this hash of the index (MosaicML's name of the argument).
+        format_options: what is particular to a format; see its class in :mod:`lazystore.formats`.
+        num_nodes, num_canonical_nodes, shuffle_block_size: of MosaicML's orders, whose ``shuffle_seed`` is ``seed``
+            here; None: machines as launchers say, and MosaicML's defaults.
 
     Items are bytes-for-bytes what was written: Python ints and floats, ``str``, ``bytes``, writable numpy
     arrays and torch tensors, PIL images (bytes without pillow).
@@ -121,61 +137,107 @@ class StreamingDataset(TorchKind):
         timeout: float | None = None,
         fallback: str = "direct",
         backend: Literal["auto", "fsspec", "obstore"] = "auto",
+        format: str | Format | None = None,
+        columns: Sequence[str] | None = None,
+        raw: bool = False,
+        encryption: Any = None,
+        verify: bool = False,
+        validate_hash: str | None = None,
+        format_options: Mapping[str, Any] | None = None,
+        num_nodes: int | None = None,
+        num_canonical_nodes: int | None = None,
+        shuffle_block_size: int | None = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "input_dir")}
         self._recipe: tuple[str, dict[str, Any]] = (os.fspath(input_dir), arguments)
-        _check_arguments(seed, batch_size, transform, fallback)
+        check_arguments(seed, batch_size, transform, fallback)
         order_kind(shuffle, order)
         self._config = config_of(item_loader, memory, eviction_policy, timeout)
         self._budget = self._config.max_memory_size
-        source = self._connect(self._budget)
-        try:
-            self._index = read_index(source, self._config.chunk_timeout)
-            with placed(f"{source.url}/{INDEX_NAME}"):
-                block = bool(item_loader and item_loader.block_size)
-                self._plan = compile_plan(self._index, allow_pickle, serializers, block=block)
-                self._counts, self._stride = number_items(self._index, item_loader, source, self._config.chunk_timeout)
-            self._attach(source, self._budget)
-        except BaseException:
-            source.close()
-            raise
-        self._selection: Selection | None = None
-        self._select(self._subsampled(subsample))
+        self._root = root_of(os.fspath(input_dir), format)
+        self._block_size = item_loader.block_size if item_loader is not None else 0
+        found = self._open(self._budget)
         self._shared = (os.getpid(), 1)
         self._family: dict[tuple[int, int], ChunkMemory] = {}  # whose memory this is, shared with selections
         if item_loader is not None:
             item_loader.attach(self)
+        if isinstance(found, Unindexed):
+            self._unindexed: Unindexed | None = found
+            self._first_pass: FirstPass | None = None
+        else:
+            self._begin(found)
         _live.add(self)
 
+    def _begin(self, opened: Opened) -> None:
+        """Everything that needs to know where items lie."""
+        try:
+            self._attach(opened, self._budget)
+        except BaseException:
+            opened.source.close()
+            raise
+        self._unindexed = self._first_pass = None
+        self._selection: Selection | None = None
+        self._select(self._subsampled(self._recipe[1]["subsample"]))
+
+    def __getattr__(self, name: str) -> Any:
+        # Text without an index: what needs to know where items lie comes into being when it is first asked for.
+        if name in _LATE and self.__dict__.get("_unindexed") is not None:
+            self._make_index()
+            return getattr(self, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _make_index(self) -> None:
+        """Read the text once to learn where its items lie, unless a pass has done so meanwhile."""
+        unindexed, first = self._unindexed, self._first_pass
+        assert unindexed is not None
+        self._begin(unindexed.build())
+        if first is not None:
+            first.hand_over(self._session)
+
     def _connect(self, budget: int) -> Source:
-        input_dir, arguments = self._recipe
+        arguments = self._recipe[1]
         return open_source(
-            input_dir, dict(arguments["storage_options"] or {}),
+            self._root.url, dict(arguments["storage_options"] or {}),
             max_in_flight_bytes=in_flight_bytes(budget), backend=arguments["backend"],
         )  # fmt: skip
 
-    def _attach(self, source: Source, budget: int) -> None:
+    def _open(self, budget: int) -> Opened | Unindexed:
+        input_dir, arguments = self._recipe
+        source = self._connect(budget)
+        try:
+            return open_dataset(
+                self._root, source,
+                url=input_dir, arguments=arguments, block_size=self._block_size, timeout=self._config.chunk_timeout,
+                budget=budget,
+            )  # fmt: skip
+        except BaseException:
+            source.close()
+            raise
+
+    def _attach(self, opened: Opened, budget: int) -> None:
         """Divide a budget and read through it from now on."""
         arguments = self._recipe[1]
-        self._memory = make_memory(source, self._index, self._config, budget, arguments["fallback"] == "direct")
-        self._reader = self._memory.attach(self._plan, self._counts, self._stride, arguments["transform"])
+        memory = make_memory(opened, self._config, budget, arguments["fallback"] == "direct")
+        self._opened, self._memory = opened, memory
+        self._reader = memory.attach(opened.plan, opened.counts, opened.stride, arguments["transform"])
         self._total = self._reader.n_items
         self._get = self._reader.get
 
     def _select(self, selection: Selection | None) -> None:
         """Iterate and index this selection from now on; None: everything."""
-        whole = Shape(self._counts, self._index.hints)
-        shape = whole if selection is None else selection.shape(whole)
-        arguments = self._recipe[1]
+        opened, arguments = self._opened, self._recipe[1]
+        whole = Shape(opened.counts, opened.hints)
+        files = None if opened.files is None else Shape(opened.files.counts, opened.files.hints)
         self._selection = selection
         self._session = Session(
-            shape,
-            fingerprint(self._index, self._counts, selection),
+            whole if selection is None else selection.shape(whole),
+            fingerprint(opened, selection),
+            files=files if selection is None else None,
             kind=order_kind(arguments["shuffle"], arguments["order"]),
             budget=self._budget,
-            compressed=bool(self._index.compression),
+            opaque=opened.opaque,
             world_size=arguments["world_size"],
-            **{name: arguments[name] for name in ("seed", "drop_last", "rank", "batch_size")},
+            **{name: arguments[name] for name in _SESSION_ARGUMENTS},
         )
 
     def _share_budget(self) -> None:
@@ -189,10 +251,10 @@ class StreamingDataset(TorchKind):
             return
         self._shared = here
         if here not in self._family:  # a selection, or whom it was taken from, may have been first
-            old, local = self._memory, self._memory.source.local
-            least = smallest_budget(local=local, compressed=bool(self._index.compression))
-            budget = max(self._budget // here[1], least)
-            self._attach(self._connect(budget), budget)
+            old = self._memory
+            budget = max(self._budget // here[1], smallest_budget(self._opened))
+            opened = self._open(budget)
+            self._attach(opened if isinstance(opened, Opened) else opened.build(), budget)
             self._family.clear()
             self._family[here] = self._memory
             old.close()
@@ -205,6 +267,17 @@ class StreamingDataset(TorchKind):
     def __len__(self) -> int:
         """Items of one epoch on this rank, over all of its workers: what an iteration gives. See :attr:`total`."""
         return self._session.length()
+
+    @property
+    def indexed(self) -> bool:
+        """Whether it is known where items lie: False for text without an index, until something needs one."""
+        return self._unindexed is None
+
+    @property
+    def opened(self) -> Opened:
+        """What the dataset's format found: names, counts, sizes and schema of its chunks, and ``about``."""
+        opened: Opened = self._opened
+        return opened
 
     @property
     def total(self) -> int:
@@ -231,6 +304,18 @@ class StreamingDataset(TorchKind):
         """
         return self._reader.get_many(indices if self._selection is None else map(self._number, indices))
 
+    def get_by_key(self, key: Any) -> Any:
+        """The item with this key, of a dataset that was written with keys.
+
+        Raises:
+            ConfigError: the dataset has no keys.
+            KeyError: none of its items has this one.
+        """
+        if self._opened.key_index is None:
+            raise ConfigError(f"{self._memory.source.url} has no keys; write it with key_fn=")
+        number = self._opened.key_index(key, self._memory.source, self._config.chunk_timeout)
+        return self._reader.get(number)
+
     def __getitems__(self, indices: Iterable[int]) -> list[Any]:
         """:meth:`get_many`, as torch's loaders ask for it."""
         self._share_budget()
@@ -239,11 +324,25 @@ class StreamingDataset(TorchKind):
     def __iter__(self) -> Iterator[Any]:
         """The items of this reader's part of the epoch, in the dataset's order; an iterator in C.
 
+        Text that has no index yet is read from its beginning at once, where the order is the stored one; the first
+        whole pass makes the index.
+
         The reader is this rank, and this worker inside a torch DataLoader. An iteration that comes to its end
         ends the epoch; one that is begun again before starts where the epoch was entered. An iterator that is
         dropped, or closed with its ``close()``, cancels what it had under way.
         """
+        if self._unindexed is not None and self._streams_at_once():
+            self._first_pass = FirstPass(self._unindexed, self._recipe[0], self._recipe[1]["transform"])
+            return self._first_pass
         return self._walk()[0]
+
+    def _streams_at_once(self) -> bool:
+        """Whether a pass is simply everything from the beginning."""
+        arguments = self._recipe[1]
+        plain = order_kind(arguments["shuffle"], arguments["order"]) == "sequential" and arguments["subsample"] == 1.0
+        alone = detect(arguments["rank"], arguments["world_size"])[1] == 1 and worker()[1] <= 1
+        fresh = self._first_pass is None or not self._first_pass.finished
+        return plain and alone and fresh
 
     def iter_from(self, start: int, worker: int | None = None) -> Iterator[Any]:
         """Like ``iter(ds)`` without its first ``start`` items, which are not read. Cost: that of resuming.
@@ -259,28 +358,36 @@ class StreamingDataset(TorchKind):
         """Items that one worker of ``workers`` (0, 1: none) of this rank yields from the present position on."""
         return self._session.reader_length(worker, workers)
 
+    @property
+    def _n_chunks(self) -> int:
+        """Chunks of the dataset as its writer made them."""
+        opened = self._opened
+        return len(opened.names if opened.files is None else opened.files.names)
+
     @cached_property
     def _stored_bytes(self) -> int:
         """Bytes of all chunks, as the index has them: a sum over a million chunks is not for every pass."""
-        return sum(self._index.hints)
+        return sum(self._opened.hints)
 
     def _walk(self, start: int = 0, reader: int | None = None) -> tuple[Walk, int]:
         self._share_budget()
         route, progress = self._session.begin(start, reader)
         memory = self._memory
-        shape = self._session.shape
         legs = route.legs(min(start, route.length))
         arena = memory.store.n_frames * memory.store.frame_bytes
         fits = self._stored_bytes <= arena * FITS_SHARE
-        if self._index.compression and not fits and self._session.kind == "global":
+        kind = self._session.kind
+        if self._opened.opaque and not fits and kind.startswith(("global", "mosaic")):
             raise UnsupportedError(
-                "a global shuffle of compressed chunks that memory does not hold would inflate a chunk for every item; "
-                "use shuffle=True, or give more memory"
+                f"a global shuffle (order {kind!r}) of compressed chunks that memory does not hold would inflate a "
+                "chunk for every item; use shuffle=True, or give more memory"
             )
         if self._selection is not None:
-            starts = array("Q", accumulate(self._counts, initial=0))
+            starts = array("Q", accumulate(self._opened.counts, initial=0))
             legs = self._selection.legs(legs, starts)
-            shape = Shape(self._counts, self._index.hints)
+        elif self._session.by_file and self._opened.files is not None:
+            legs = in_blocks(legs, self._opened.files, self._opened.counts)
+        shape = Shape(self._opened.counts, self._opened.hints)
         feed = RouteFeed(memory, legs, shape, shared=fits)
         walk = Walk(self._reader, feed, progress)
         # Not at exit: there is nothing to give back then, and another thread may be in the middle of it.
@@ -300,66 +407,11 @@ class StreamingDataset(TorchKind):
         """
         from lazystore.streaming.batches import Batches, make_sink
 
-        sink, finish = make_sink(self._plan, batch_size, collate, self._recipe[1]["transform"])
+        sink, finish = make_sink(self._opened.plan, batch_size, collate, self._recipe[1]["transform"])
         walk, items = self._walk()
         return Batches(walk, sink, batch_size, drop_last, finish, items=items)
 
-    # -- epochs and state ---------------------------------------------------------------
-
-    @property
-    def rank(self) -> int:
-        """Number of this process among ``world_size`` that share an epoch."""
-        return self._session.rank
-
-    @property
-    def world_size(self) -> int:
-        """Processes that share an epoch."""
-        return self._session.world_size
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch that an iteration reads, from 1 on; one more once an iteration has ended."""
-        return self._session.epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch, whose order the next iteration has; to the present one changes nothing."""
-        self._session.set_epoch(epoch)
-
-    def set_batch_size(self, batch_size: int) -> None:
-        """Items a batch: workers share an epoch in whole batches of this size."""
-        _check_arguments(0, batch_size, None, "raise")
-        self._session.change(batch_size=batch_size)
-
-    def set_drop_last(self, drop_last: bool) -> None:
-        """Whether ranks are cut to equal lengths."""
-        self._session.change(drop_last=bool(drop_last))
-
-    def set_shuffle(self, shuffle: bool | str) -> None:
-        """Another order, from the next iteration on; see the class."""
-        self._session.change(kind=order_kind(shuffle, None))
-
-    def state_dict(self, yielded: int | None = None, workers: int | None = None) -> dict[str, Any]:
-        """Where the epoch stands: plain JSON of at most 1 KB, whatever the dataset's size. Cost: none.
-
-        Parameters:
-            yielded: items this rank's loader has yielded of the present pass, for loaders that count themselves;
-                None: what this process' latest iteration has handed out.
-            workers: with ``yielded``: the loader's worker processes, 0 for none.
-        """
-        return self._session.state_dict(yielded, workers)
-
-    def load_state_dict(self, state: Mapping[str, Any], force: bool = False) -> None:
-        """Go on where a state was taken: exactly, and on another number of ranks or workers with every item left
-        coming once. Holds until the epoch ends or another is set.
-
-        Parameters:
-            force: accept the state of another dataset, seed or order, and take only its epoch and position.
-
-        Raises:
-            ConfigError: the state is of another dataset version, seed or order; says what differs.
-            FormatError: it is no state.
-        """
-        self._session.load_state_dict(state, force)
+    # -- selections ---------------------------------------------------------------------
 
     def subset(self, indices: Iterable[int] | slice) -> StreamingDataset:
         """These items, in this order, as a dataset that shares this one's memory and lives as long as it.
@@ -371,7 +423,7 @@ class StreamingDataset(TorchKind):
         return self._selected(subset(self._everything(), chosen))
 
     def _everything(self) -> Selection:
-        return Selection.whole(self._counts) if self._selection is None else self._selection
+        return Selection.whole(self._opened.counts) if self._selection is None else self._selection
 
     def _subsampled(self, fraction: float) -> Selection | None:
         if fraction == 1.0:
@@ -437,12 +489,15 @@ class StreamingDataset(TorchKind):
         """The counters of :meth:`get_memory_stats` without the chunks, and what the dataset is."""
         counters = self.get_memory_stats()
         del counters["chunks"]
-        return {"url": self._memory.source.url, "items": self.total, "n_chunks": len(self._index.names), **counters}
+        return {"url": self._memory.source.url, "items": self.total, "n_chunks": self._n_chunks, **counters}
 
     # -- life ---------------------------------------------------------------------------
 
     def close(self) -> None:
         """Give the memory and connections back; reads raise ClosedError. Leases stay valid until dropped."""
+        if self._unindexed is not None:
+            self._unindexed.close()
+            return
         self._memory.close()
 
     def __enter__(self) -> StreamingDataset:
@@ -457,10 +512,12 @@ class StreamingDataset(TorchKind):
         return _rebuild, (type(self), *self._recipe, self._selection, self._session.settings())
 
     def __repr__(self) -> str:
+        if self._unindexed is not None:
+            return f"<{type(self).__name__} {self._recipe[0]}: not indexed yet, {self._budget / 1e6:.0f} MB budget>"
         closed = ", closed" if self._memory.store.is_closed else ""
         return (
-            f"<{type(self).__name__} {self._memory.source.url}: {self.total} items in {len(self._index.names)} chunks "
-            f"of ({', '.join(map(str, self._plan.names))}), {self._budget / 1e6:.0f} MB budget{closed}>"
+            f"<{type(self).__name__} {self._memory.source.url}: {self.total} items in {self._n_chunks} chunks "
+            f"of ({', '.join(map(str, self._opened.plan.names))}), {self._budget / 1e6:.0f} MB budget{closed}>"
         )
 
 
@@ -494,17 +551,6 @@ def _rebuild(
     return dataset
 
 
-def _check_arguments(seed: int, batch_size: int, transform: Any, fallback: str) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ConfigError(f"seed={seed!r} is not an integer")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size!r} must be a number of items, at least 1")
-    if transform is not None and not callable(transform):
-        raise ConfigError(f"transform={transform!r} is not callable")
-    if fallback not in ("direct", "raise"):
-        raise ConfigError(f"fallback={fallback!r} is neither 'direct' nor 'raise'")
-
-
 # -- fork -----------------------------------------------------------------------------------
 
 _live: weakref.WeakSet[StreamingDataset] = weakref.WeakSet()
@@ -512,7 +558,8 @@ _live: weakref.WeakSet[StreamingDataset] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for dataset in list(_live):
-        dataset._memory.reset_after_fork()
+        if dataset._unindexed is None:
+            dataset._memory.reset_after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,4 +1,4 @@
-"""Opening a dataset: arguments checked, the index read, the budget divided, the schema compiled."""
+"""Opening a dataset: arguments checked, its format found, the budget divided."""
 
 from __future__ import annotations
 
@@ -6,53 +6,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lazystore._core.arena import MIN_BYTES
-from lazystore._core.decode import DecodePlan
 from lazystore._core.frames import FrameStore
-from lazystore.cache.inflate import WINDOW_SHARE
 from lazystore.cache.memory import ChunkMemory
 from lazystore.config import EvictionPolicy, StreamingConfig, default_memory, parse_bytes
-from lazystore.errors import (
-    BudgetTooSmallError,
-    ConfigError,
-    DatasetNotFoundError,
-    FormatError,
-    MissingExtraError,
-    UnsupportedError,
-)
-from lazystore.formats.leaves import leaf_operation
-from lazystore.formats.litdata import INDEX_NAME, LitDataIndex, parse_index
-from lazystore.formats.pytree import compile_tree, leaf_names
+from lazystore.errors import ConfigError, FormatError, MissingExtraError, UnsupportedError
+from lazystore.formats.format import Opened, Options, Unindexed
+from lazystore.streaming.division import divide
 from lazystore.streaming.item_loader import BaseItemLoader
+from lazystore.streaming.locating import INDEX_NAME, Root, find_place
 
 if TYPE_CHECKING:
     from lazystore.fetch.source import Source
 
-__all__ = ["compile_plan", "config_of", "in_flight_bytes", "make_memory", "placed", "read_index", "smallest_budget"]
+__all__ = ["check_arguments", "config_of", "make_memory", "open_dataset", "placed"]
 
-MIB = 1 << 20
 DEFAULT_TIMEOUT = 30.0
-#: An index of a million chunks has some 100 MB; what is longer is no index.
-MAX_INDEX_BYTES = 1 << 30
-#: Share of the budget for payload in flight on remote storage, and its bounds.
-IN_FLIGHT_SHARE, MAX_IN_FLIGHT, MIN_IN_FLIGHT = 8, 16 * MIB, 128 * 1024
-#: A storage client holds a body in pieces and then joined: for a moment twice.
-BODY_COPIES = 2
-#: Share of the budget for offset tables that shuffles keep beside the frames.
-TABLES_SHARE = 32
-#: The history window of a compressed stream: a share of the budget, and what zstd's ordinary levels need
-#: if that is less than half of it.
-MIN_WINDOW, MAX_WINDOW = 2 * MIB + 64 * 1024, 128 * MIB
-
-
-def in_flight_bytes(budget: int) -> int:
-    """Payload bytes that may be under way at once inside a budget."""
-    return min(max(budget // IN_FLIGHT_SHARE, MIN_IN_FLIGHT), MAX_IN_FLIGHT)
-
-
-def smallest_budget(*, local: bool, compressed: bool) -> int:
-    """The least budget a dataset can be opened with."""
-    return (MIN_BYTES + (0 if local else BODY_COPIES * MIN_IN_FLIGHT)) * (2 if compressed else 1)
 
 
 def config_of(
@@ -74,17 +42,54 @@ def config_of(
     return given
 
 
-def read_index(source: Source, timeout: float) -> LitDataIndex:
-    place = f"{source.url}/{INDEX_NAME}"
-    try:
-        data = source.read_all(INDEX_NAME, limit=MAX_INDEX_BYTES, timeout=timeout)
-        with placed(place):
-            return parse_index(data, place=place)
-    except DatasetNotFoundError:
-        raise DatasetNotFoundError(
-            f"{place} does not exist: the path is wrong, or the dataset was not finished "
-            "(LitData writes the index last; files like 0.index.json mean an interrupted run)"
-        ) from None
+def check_arguments(seed: int, batch_size: int, transform: Any, fallback: str) -> None:
+    """Refuse values that cannot work, by name."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ConfigError(f"seed={seed!r} is not an integer")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size!r} must be a number of items, at least 1")
+    if transform is not None and not callable(transform):
+        raise ConfigError(f"transform={transform!r} is not callable")
+    if fallback not in ("direct", "raise"):
+        raise ConfigError(f"fallback={fallback!r} is neither 'direct' nor 'raise'")
+
+
+def open_dataset(
+    root: Root,
+    source: Source,
+    *,
+    url: str,
+    arguments: Mapping[str, Any],
+    block_size: int,
+    timeout: float,
+    budget: int,
+) -> Opened | Unindexed:
+    """Find out what is at a place, and open it.
+
+    Parameters:
+        root, source: the directory, and what reads in it.
+        url: as the caller named it, for messages.
+        arguments: those of :class:`~lazystore.StreamingDataset`.
+        block_size: tokens an item, 0 for items as they were written.
+        timeout: seconds a read may take.
+        budget: bytes the dataset may use.
+    """
+    format, place = find_place(
+        source, root,
+        url=url, format=arguments["format"], storage_options=dict(arguments["storage_options"] or {}),
+        timeout=timeout, budget=budget,
+    )  # fmt: skip
+    extra = arguments["format_options"]
+    if extra is not None and not isinstance(extra, Mapping):
+        raise ConfigError(f"format_options={extra!r} is not a mapping")
+    options = Options(
+        allow_pickle=arguments["allow_pickle"], serializers=arguments["serializers"],
+        encryption=arguments["encryption"], verify=bool(arguments["verify"]),
+        validate_hash=arguments["validate_hash"], columns=arguments["columns"], raw=bool(arguments["raw"]),
+        block_size=block_size, extra=dict(extra or {}),
+    )  # fmt: skip
+    with placed(f"{source.url}/{INDEX_NAME}" if place.index else url):
+        return format.open(place, options)
 
 
 @contextmanager
@@ -98,38 +103,16 @@ def placed(place: str) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from error
 
 
-def make_memory(
-    source: Source, index: LitDataIndex, config: StreamingConfig, budget: int, fallback: bool
-) -> ChunkMemory:
-    """The arena gets what is left of the budget after requests in flight and inflation."""
-    compressed = bool(index.compression)
-    window = min(max(budget // WINDOW_SHARE, min(MIN_WINDOW, budget // 2)), MAX_WINDOW) if compressed else 0
-    tables = budget // TABLES_SHARE if budget >= MIB else 0
-    if compressed and not source.local:  # besides the history, compressed bytes wait their turn
-        spare = budget - window - tables - BODY_COPIES * in_flight_bytes(budget) - MIN_BYTES
-        window += max(0, min(in_flight_bytes(budget), spare // 4))
-    reserved = window + tables + (0 if source.local else BODY_COPIES * in_flight_bytes(budget))
-    smallest = smallest_budget(local=source.local, compressed=compressed)
-    if budget < smallest or budget - reserved < MIN_BYTES:
-        raise BudgetTooSmallError(
-            f"a memory budget of {budget} bytes is too small for {source.url}: give at least {smallest} bytes "
-            f"({window} are for decompression, {reserved - window} for requests in flight and offset tables)"
-        )
-    store = FrameStore(budget - reserved, policy=config.eviction_policy.value)
+def make_memory(opened: Opened, config: StreamingConfig, budget: int, fallback: bool) -> ChunkMemory:
+    """A memory inside a budget.
+
+    Raises:
+        BudgetTooSmallError: there is no such memory; says how much it takes.
+    """
+    division = divide(opened, budget)
+    store = FrameStore(division.arena, frame_bytes=division.frame_bytes, policy=config.eviction_policy.value)
     return ChunkMemory(
-        source, index, store,
-        timeout=config.chunk_timeout, fallback=fallback, compressed=compressed, max_window=window,
-        tables_room=tables,
+        opened.source, opened, store,
+        timeout=config.chunk_timeout, fallback=fallback, codec=opened.codec, images=opened.images,
+        scratch_room=division.scratch, tables_room=division.tables,
     )  # fmt: skip
-
-
-def compile_plan(
-    index: LitDataIndex, allow_pickle: bool, serializers: Mapping[str, Any] | None, *, block: bool
-) -> DecodePlan:
-    leaves = [leaf_operation(tag, allow_pickle=allow_pickle, serializers=serializers) for tag in index.tags]
-    if index.tokens:
-        return DecodePlan(leaves, [("leaf",)], names=index.tags, headless=True)
-    if block:
-        raise ConfigError("TokensLoader reads datasets written with TokensLoader; this one stores whole items")
-    tree = compile_tree(index.data_spec, len(index.tags))
-    return DecodePlan(leaves, tree, names=leaf_names(index.data_spec, index.tags))

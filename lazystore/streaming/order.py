@@ -2,7 +2,7 @@
 
 A :class:`Route` is what one reader (rank, worker) visits in one epoch; it is asked for legs, which say what
 must be resident and what comes next. Here are these terms, the sharing of items among readers, and the routes
-that need no window; the window is in ``windows``, LitData's own orders in ``litdata_order``. No I/O, no state.
+that need no window; the window is in ``windows``, others' orders in ``litdata_order`` and ``mosaic_order``. No I/O.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lazystore.errors import ConfigError, ItemIndexError
 __all__ = [
     "KINDS",
     "MAX_LEG",
+    "MOSAIC_SETTINGS",
     "WHOLE_CHUNKS",
     "GlobalRoute",
     "Group",
@@ -33,6 +34,7 @@ __all__ = [
     "WindowLeg",
     "check_bounds",
     "clip",
+    "first_epoch",
     "make_route",
     "shard_length",
     "share",
@@ -41,7 +43,12 @@ __all__ = [
 #: Most items of a leg.
 MAX_LEG = 32768
 #: The orders there are. What one means for a seed never changes; a change would get a new name.
-KINDS = ("sequential", "window", "global", "litdata", "litdata-0.2.70")
+KINDS = (
+    "sequential", "window", "global", "litdata", "litdata-0.2.70",
+    "mosaic-py1e", "mosaic-py1s", "mosaic-py1br", "mosaic-py2s", "mosaic-naive",
+)  # fmt: skip
+#: What only MosaicML's orders go by, and the least and most of it.
+MOSAIC_SETTINGS = (("num_nodes", 1, 1 << 20), ("num_canonical_nodes", 0, 1 << 20), ("shuffle_block_size", 0, 1 << 40))
 #: ``block_bytes`` from here on: blocks are whole chunks, for bytes that come only from a chunk's start on (compressed).
 WHOLE_CHUNKS = 1 << 47
 #: Stored bytes of an item where nobody knows.
@@ -160,7 +167,9 @@ class OrderSpec:
         seed: 0 .. 2**64 - 1.
         window_bytes: stored bytes that may wait in the shuffling window.
         block_bytes: stored bytes of a block, the unit in which the window moves.
-        drop_last: every rank gets as many items; what is left over is dropped.
+        drop_last: every rank gets as many items; what is left over is dropped. MosaicML's orders repeat some instead.
+        num_nodes: machines that the ranks are spread over evenly; for MosaicML's orders, as what follows.
+        num_canonical_nodes, shuffle_block_size: as MosaicML calls them; 0: its defaults (``mosaic_order``).
 
     Raises:
         ConfigError: a value that cannot work.
@@ -171,6 +180,9 @@ class OrderSpec:
     window_bytes: int
     block_bytes: int
     drop_last: bool
+    num_nodes: int = 1
+    num_canonical_nodes: int = 0
+    shuffle_block_size: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -181,6 +193,9 @@ class OrderSpec:
             raise ConfigError(
                 f"window_bytes={self.window_bytes} and block_bytes={self.block_bytes} must be at least 1 byte"
             )
+        for name, low, high in MOSAIC_SETTINGS:
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name}={getattr(self, name)} is not in {low} .. {high}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +318,7 @@ class GlobalRoute:
 
 
 def make_route(spec: OrderSpec, shape: Shape, topology: Topology, epoch: int) -> Route:
-    """The route of one reader in one epoch (counted from 1).
+    """The route of one reader in one epoch (counted from 1; in MosaicML's orders from 0, as it counts).
 
     Which reader gets which item depends on kind, seed, epoch, counts and topology alone, never on window_bytes
     and block_bytes.
@@ -319,6 +334,10 @@ def make_route(spec: OrderSpec, shape: Shape, topology: Topology, epoch: int) ->
         from lazystore.streaming.litdata_order import litdata_route
 
         return litdata_route(spec, shape, topology, epoch)
+    if spec.kind.startswith("mosaic"):
+        from lazystore.streaming.mosaic_order import mosaic_route
+
+        return mosaic_route(spec, shape, topology, epoch)
     total = shape.total
     first, last = share(total, topology, spec.drop_last)
     if spec.kind == "sequential" or first == last:
@@ -332,11 +351,20 @@ def make_route(spec: OrderSpec, shape: Shape, topology: Topology, epoch: int) ->
     return window_route(spec, shape, chunks, first, last, derive_key(spec.seed, epoch, PART, first))
 
 
+def first_epoch(kind: str) -> int:
+    """Number of an order's first epoch: 1, but for MosaicML's, which counts from 0."""
+    return 0 if kind.startswith("mosaic") else 1
+
+
 def shard_length(spec: OrderSpec, shape: Shape, topology: Topology, epoch: int) -> int:
     """Items of the route that :func:`make_route` makes, without making it."""
     if spec.kind.startswith("litdata"):
         from lazystore.streaming.litdata_order import litdata_length
 
         return litdata_length(spec, shape, topology, epoch)
+    if spec.kind.startswith("mosaic"):
+        from lazystore.streaming.mosaic_order import mosaic_length
+
+        return mosaic_length(spec, shape, topology)
     first, last = share(shape.total, topology, spec.drop_last)
     return last - first

@@ -29,8 +29,8 @@ __all__ = ["WINDOW_SHARE", "RouteFeed", "window_bytes"]
 
 #: The window of a shuffle takes this share of the budget; the rest is for what is fetched ahead of it.
 WINDOW_SHARE = 2
-#: The same for compressed chunks: their streams need a share too, and the chunk that is inflated next is a whole one.
-COMPRESSED_SHARE = 4
+#: The same for opaque chunks: their streams need a share too, and the chunk that is inflated next is a whole one.
+OPAQUE_SHARE = 4
 #: Blocks in a window: more mix better, fewer make longer requests. At least so many, and more of this many bytes each,
 #: but not more than so many.
 WINDOW_BLOCKS, BLOCK_BYTES, MAX_BLOCKS = 32, 1 << 20, 256
@@ -48,10 +48,10 @@ MAX_LEGS = 256
 TABLES_AHEAD = 8
 
 
-def window_bytes(budget: int, *, compressed: bool) -> tuple[int, int]:
-    """(bytes of the window, bytes of a block) of a shuffle inside ``budget`` bytes; whole chunks if compressed."""
-    if compressed:
-        return budget // COMPRESSED_SHARE, WHOLE_CHUNKS
+def window_bytes(budget: int, *, opaque: bool) -> tuple[int, int]:
+    """(bytes of the window, bytes of a block) of a shuffle inside ``budget`` bytes; whole chunks if opaque."""
+    if opaque:
+        return budget // OPAQUE_SHARE, WHOLE_CHUNKS
     window = budget // WINDOW_SHARE
     share = max(min(window // WINDOW_BLOCKS, BLOCK_BYTES), window // MAX_BLOCKS)
     return window, max(MIN_BLOCK, int(share * BLOCK_FILL))
@@ -199,7 +199,7 @@ class RouteFeed:
                 self._coming[span] = self._load(span)  # it was given up to make room, or failed before
             self._coming[span].wanted = self._coming[span].granted = True
         full = False
-        if memory.compressed:
+        if memory.opaque:
             memory.expect([span.chunk for span in self._coming])
         while True:
             seen = memory.arrivals.count
@@ -279,11 +279,11 @@ class RouteFeed:
         span = next(span for span in missing if self._coming[span].stuck)
         place = self._memory.place(span.chunk, span.first)
         error = ArenaFullError(f"{place} and the rest of its block: {self._memory.store.full_message()}")
-        if self._memory.compressed:
+        if self._memory.opaque:
             nbytes, held = self._shape.nbytes[span.chunk], self._limit * self._memory.store.frame_bytes
             raise BudgetTooSmallError(
                 f"{place}: a shuffle needs its chunk inflated as a whole, some {nbytes} bytes, and the memory holds "
-                f"{held}; give memory={COMPRESSED_SHARE * nbytes} bytes or more, or read in order"
+                f"{held}; give memory={OPAQUE_SHARE * nbytes} bytes or more, or read in order"
             )
         if not self._memory.fallback:
             raise error

@@ -17,7 +17,18 @@ from typing import Any, NamedTuple, Protocol
 
 from lazystore.config import MAX_BYTES
 from lazystore.errors import ConfigError, FormatError, UnsupportedError
-from lazystore.streaming.order import Leg, OrderSpec, Route, Shape, Topology, make_route, shard_length, share
+from lazystore.streaming.mosaic_order import canonical_nodes, shuffle_block
+from lazystore.streaming.order import (
+    MOSAIC_SETTINGS,
+    Leg,
+    OrderSpec,
+    Route,
+    Shape,
+    Topology,
+    make_route,
+    shard_length,
+    share,
+)
 
 __all__ = [
     "MAX_RUNS",
@@ -152,6 +163,8 @@ class Position:
             "epoch": self.epoch,
             "history": [list(run) for run in self.history],
         }
+        if self.spec.kind.startswith("mosaic"):
+            state["order"][_MOSAIC] = [getattr(self.spec, name) for name, _, _ in MOSAIC_SETTINGS]
         if self.worker is not None:
             state["worker"] = list(self.worker)
         return state
@@ -176,6 +189,8 @@ def _under(history: tuple[Run, ...], topology: Topology) -> tuple[Run, ...]:
 # -- reading a state ------------------------------------------------------------------------
 
 _ORDER_KEYS: dict[str, type] = {"kind": str, "seed": int, "window_bytes": int, "block_bytes": int, "drop_last": bool}
+#: What MosaicML's orders have besides, a list in the state.
+_MOSAIC = "mosaic"
 
 
 def parse(state: object) -> Position:
@@ -192,6 +207,9 @@ def parse(state: object) -> Position:
         raise UnsupportedError(f"state['version'] is {version}; this lazystore reads version {VERSION}")
     order = _typed(state, "order", Mapping, "")
     values = {name: _typed(order, name, kind, "['order']") for name, kind in _ORDER_KEYS.items()}
+    if values["kind"].startswith("mosaic"):
+        row = _integers(_typed(order, _MOSAIC, (list, tuple), "['order']"), 3, f"state['order']['{_MOSAIC}']")
+        values.update(zip([name for name, _, _ in MOSAIC_SETTINGS], row, strict=True))
     history = _typed(state, "history", (list, tuple), "")
     if len(history) > MAX_RUNS:
         raise FormatError(f"state['history'] has {len(history)} entries; at most {MAX_RUNS}")
@@ -227,7 +245,8 @@ def check(state: Position, mine: Position, force: bool = False) -> Position:
     """The position to resume at, if ``state`` belongs to this dataset, seed and order.
 
     The state's window and block sizes hold for the rest of its epoch: they come from the budget of that day, and a
-    machine with less or more memory must still see the same order. Everything else has to be equal; with ``force`` a
+    machine with less or more memory must still see the same order. So do the nodes that MosaicML's orders go by, and
+    what was left to their defaults here. Everything else has to be equal; with ``force`` a
     state that differs lends its epoch and position only, and the order is that of the present arguments.
 
     Parameters:
@@ -244,17 +263,33 @@ def check(state: Position, mine: Position, force: bool = False) -> Position:
         ("seed", state.spec.seed, mine.spec.seed),
         ("drop_last", state.spec.drop_last, mine.spec.drop_last),
     ]
+    if state.spec.kind.startswith("mosaic"):
+        own = (("num_canonical_nodes", canonical_nodes), ("shuffle_block_size", shuffle_block))
+        pairs += [(name, value(state.spec), value(mine.spec)) for name, value in own if getattr(mine.spec, name)]
     different = [
         f"{name} is {theirs!r} in the state and {ours!r} here" for name, theirs, ours in pairs if theirs != ours
     ]
     if not different:
-        return state
+        return state if state.history else _on_nodes(state, mine.spec.num_nodes)
     if not force:
         raise ConfigError(
             f"this state was made elsewhere: {'; '.join(different)}. Open the dataset as it was, or pass force=True to "
             "take only the epoch and the position from the state: then items may repeat or be missed in this epoch"
         )
     return dataclasses.replace(state, fingerprint=mine.fingerprint, spec=mine.spec)
+
+
+def _on_nodes(state: Position, nodes: int) -> Position:
+    """An epoch that was not begun, on other nodes; what MosaicML's orders made of the nodes stays as it was."""
+    if not state.spec.kind.startswith("mosaic"):
+        return state
+    spec = dataclasses.replace(
+        state.spec,
+        num_nodes=nodes,
+        num_canonical_nodes=canonical_nodes(state.spec),
+        shuffle_block_size=shuffle_block(state.spec),
+    )
+    return dataclasses.replace(state, spec=spec)
 
 
 # -- what is left ---------------------------------------------------------------------------

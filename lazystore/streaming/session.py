@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from array import array
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lazystore._core.walk import Progress
 from lazystore.errors import ConfigError
-from lazystore.streaming.order import KINDS, OrderSpec, Shape, Topology, shard_length
+from lazystore.streaming.order import KINDS, OrderSpec, Shape, Topology, first_epoch, shard_length
 from lazystore.streaming.prefetch import window_bytes
 from lazystore.streaming.resume import Position, Remainder, check, parse, remaining_route
-from lazystore.streaming.topology import detect, worker
+from lazystore.streaming.topology import detect, nodes, worker
 
 if TYPE_CHECKING:
-    from lazystore.formats.litdata import LitDataIndex
+    from lazystore.formats.format import Opened
     from lazystore.streaming.subset import Selection
 
 __all__ = ["Session", "fingerprint", "order_kind"]
 
 #: What ``shuffle=`` means; ``order=`` names a kind of order itself.
 SHUFFLES: dict[object, str] = {False: "sequential", True: "window", "chunk": "litdata", "global": "global"}
-
-
-_SETTINGS = ("_kind", "_seed", "_drop_last", "_batch_size", "_rank", "_world", "_epoch", "_loaded")
+#: Orders of ours; the others are other libraries', and go by chunks as those have them.
+OWN_KINDS = ("sequential", "window", "global")
+_SETTINGS = ("_kind", "_seed", "_drop_last", "_batch_size", "_rank", "_world", "_mosaic", "_epoch", "_loaded")
 
 
 def order_kind(shuffle: object, order: str | None) -> str:
@@ -47,10 +46,11 @@ def order_kind(shuffle: object, order: str | None) -> str:
     return SHUFFLES[shuffle]
 
 
-def fingerprint(index: LitDataIndex, counts: array[int], selection: Selection | None) -> str:
+def fingerprint(opened: Opened, selection: Selection | None) -> str:
     """16 hex digits that tell this version of a dataset, or this selection of it, from others; not where it lies."""
+    counts = opened.counts if opened.files is None else opened.files.counts
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(repr((index.tags, index.data_spec, index.updated_at, len(counts))).encode())
+    digest.update(repr((opened.version, opened.stride, len(counts))).encode())
     digest.update(memoryview(counts))
     if selection is not None:
         digest.update(selection.digest())
@@ -67,7 +67,10 @@ class Session:
         budget: bytes the dataset may use; the shuffle's window comes out of it.
         rank, world_size: None finds them (:func:`lazystore.streaming.topology.detect`).
         batch_size: items a batch, where the order or the sharing depends on it.
-        compressed: chunks are inflated from their start: shuffles work on whole ones.
+        opaque: chunks are inflated from their start, or made: shuffles work on whole ones.
+        files: the shape of the dataset's own chunks, where those of ``shape`` are parts of them: what foreign orders
+            go by.
+        num_nodes, num_canonical_nodes, shuffle_block_size: of MosaicML's orders; None: found, and its defaults.
 
     Threads: one pass at a time counts as the present one. Fork, spawn: a copy goes its own way.
     """
@@ -84,21 +87,39 @@ class Session:
         rank: int | None,
         world_size: int | None,
         batch_size: int,
-        compressed: bool = False,
+        opaque: bool = False,
+        files: Shape | None = None,
+        num_nodes: int | None = None,
+        num_canonical_nodes: int | None = None,
+        shuffle_block_size: int | None = None,
     ) -> None:
-        self.shape = shape
+        self._shape = shape
+        self._files = files
         self.budget = budget
         self._mark = mark
         self._rank, self._world = detect(rank, world_size)
-        self._compressed = compressed
+        self._opaque = opaque
         self._kind = kind
         self._seed = seed
         self._drop_last = self._world > 1 if drop_last is None else bool(drop_last)
         self._batch_size = batch_size
-        self._epoch = 1
+        if num_nodes is None:
+            num_nodes = nodes(self._world) if kind.startswith("mosaic") else 1
+        self._mosaic = (num_nodes, num_canonical_nodes or 0, shuffle_block_size or 0)
+        self._epoch = first_epoch(kind)
         self._loaded: Position | None = None
         self._progress = Progress()
         self._pass: tuple[Position, Topology, int] | None = None
+
+    @property
+    def by_file(self) -> bool:
+        """The order goes by the dataset's own chunks, not by the blocks they are read in."""
+        return self._files is not None and self._kind not in OWN_KINDS
+
+    @property
+    def shape(self) -> Shape:
+        """Of what the order is drawn over."""
+        return self._files if self.by_file and self._files is not None else self._shape
 
     def settings(self) -> dict[str, Any]:
         """What tells a session from one made of the same arguments: for pickles and selections."""
@@ -119,8 +140,8 @@ class Session:
 
     def spec(self, workers: int) -> OrderSpec:
         """The order, for readers that share the budget with ``workers - 1`` others."""
-        window, block = window_bytes(self.budget // workers, compressed=self._compressed)
-        return OrderSpec(self._kind, self._seed, window, block, self._drop_last)
+        window, block = window_bytes(self.budget // workers, opaque=self._opaque)
+        return OrderSpec(self._kind, self._seed, window, block, self._drop_last, *self._mosaic)
 
     def length(self) -> int:
         """Items that this rank's whole epoch has, over all of its workers. Cost: O(1) but for LitData's orders."""

@@ -45,12 +45,12 @@ def test_a_directory_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_a_directory_without_an_index(folder: Path) -> None:
     (folder / "index.json").rename(folder / "0.index.json")
-    with pytest.raises(DatasetNotFoundError, match=rf"{folder}/index\.json.*not finished"):
+    with pytest.raises(DatasetNotFoundError, match=rf"{folder}/index\.json.*0\.index\.json.*interrupted"):
         StreamingDataset(folder)
 
 
 def test_a_file_instead_of_a_directory(folder: Path) -> None:
-    with pytest.raises(LazyStoreError, match=r"index\.json"):
+    with pytest.raises(LazyStoreError, match=rf"{BAD}.*format="):
         StreamingDataset(folder / BAD)
 
 

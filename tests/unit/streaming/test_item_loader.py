@@ -126,9 +126,8 @@ def test_a_block_is_the_written_tokens_in_order_and_a_chunks_rest_is_left_out() 
     import numpy as np
 
     with StreamingDataset(TOKENS) as documents, StreamingDataset(TOKENS, item_loader=TokensLoader(7)) as blocks:
-        index = blocks._index
         at, wanted = 0, []
-        for count in index.counts:
+        for count in documents._opened.counts:
             joined = np.concatenate(documents[at : at + count])
             at += count
             wanted += [joined[k : k + 7].tolist() for k in range(0, len(joined) - 6, 7)]

@@ -440,7 +440,7 @@ def test_views_that_hold_every_frame_cost_no_item(place: Path) -> None:
                 held.append(dataset.view(k * 4))
         datasets.check(found, route)
         for k, lease in enumerate(held):
-            assert dataset._plan(memoryview(lease))["id"] == k * 4
+            assert dataset._opened.plan(memoryview(lease))["id"] == k * 4
             lease.release()
         del held, lease
         idle(dataset)

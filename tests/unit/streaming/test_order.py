@@ -34,6 +34,8 @@ OWN = ["sequential", "window", "global"]
 
 def spec(kind: str, **changes: Any) -> OrderSpec:
     settings = {"kind": kind, "seed": 42, "window_bytes": 32 * MB, "block_bytes": MB, "drop_last": False, **changes}
+    if kind.startswith("mosaic"):
+        settings["num_canonical_nodes"] = 1  # with more of them it repeats items
     return OrderSpec(**settings)
 
 

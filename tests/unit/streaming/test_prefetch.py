@@ -61,7 +61,7 @@ def opened(folder: Path, budget: int = 1 << 20, *, local: bool = False, **option
 
 
 def route_of(bench: Bench, kind: str, budget: int = 1 << 20, epoch: int = 1) -> Route:
-    window, block = window_bytes(budget, compressed=False)
+    window, block = window_bytes(budget, opaque=False)
     return bench.route(kind, window=window, block=block, epoch=epoch)
 
 
@@ -481,7 +481,7 @@ def test_parent_and_forked_child_read_on(folders: dict[str, Path], kind: str, st
 
 @pytest.mark.parametrize("budget", [1 << 16, 1 << 20, 1 << 26, 1 << 36])
 def test_a_window_is_less_than_the_budget_and_some_blocks(budget: int) -> None:
-    window, block = window_bytes(budget, compressed=False)
+    window, block = window_bytes(budget, opaque=False)
     assert 0 < window <= budget
     assert 0 < block <= window
 

@@ -55,8 +55,14 @@ def test_a_step_of_nothing_leaves_no_trace() -> None:
     assert START.advanced(topology(2), 0) == START
 
 
-def test_the_largest_state_fits_a_kilobyte() -> None:
-    spec = OrderSpec("litdata-0.2.70", 2**64 - 1, 2**48, 2**48, False)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        OrderSpec("litdata-0.2.70", 2**64 - 1, 2**48, 2**48, False),
+        OrderSpec("mosaic-py1br", 2**64 - 1, 2**48, 2**48, False, 2**20, 2**20, 2**40),
+    ],
+)
+def test_the_largest_state_fits_a_kilobyte(spec: OrderSpec) -> None:
     history = (Run(MAX_WORLD - 1, MAX_WORKERS - 1, MAX_BATCH - 1, MAX_ITEMS - 1),) * MAX_RUNS
     position = Position("f" * 16, spec, MAX_EPOCH - 1, history, WorkerMark(9997, MAX_WORKERS - 1, MAX_ITEMS - 1))
     text = json.dumps(position.to_json_dict())
@@ -143,6 +149,44 @@ def test_a_state_is_refused_with_everything_that_differs() -> None:
         "force=True",
     ):
         assert part in str(caught.value)
+
+
+MOSAIC = OrderSpec("mosaic-py1e", 42, 1000, 100, False, num_nodes=2, num_canonical_nodes=4, shuffle_block_size=9)
+
+
+def test_a_state_of_mosaicmls_order_carries_what_that_goes_by() -> None:
+    position = Position("0123456789abcdef", MOSAIC, 0).advanced(topology(2), 3)
+    state = position.to_json_dict()
+    assert parse(json.loads(json.dumps(state))) == position
+    for wrong in ([2, 4], [2, 4, "9"], [0, 4, 9], 2, None):
+        state["order"]["mosaic"] = wrong
+        with pytest.raises(FormatError, match=r"state\['order'\]"):
+            parse(state)
+    del state["order"]["mosaic"]
+    with pytest.raises(FormatError, match=r"state\['order'\]\['mosaic'\] is missing"):
+        parse(state)
+    assert "mosaic" not in START.to_json_dict()["order"]
+
+
+@pytest.mark.parametrize("name", ["num_canonical_nodes", "shuffle_block_size"])
+def test_mosaicmls_settings_have_to_be_the_states_where_they_are_given(name: str) -> None:
+    state = Position("0123456789abcdef", MOSAIC, 0).advanced(topology(2), 3)
+    for value in (0, getattr(MOSAIC, name)):
+        mine = dataclasses.replace(state, spec=dataclasses.replace(MOSAIC, num_nodes=1, **{name: value}))
+        assert check(state, mine) == state
+    mine = dataclasses.replace(state, spec=dataclasses.replace(MOSAIC, **{name: 6}))
+    with pytest.raises(ConfigError, match=rf"{name} is {getattr(MOSAIC, name)} in the state and 6 here"):
+        check(state, mine)
+
+
+def test_an_epoch_that_was_not_begun_may_begin_on_other_nodes_with_the_canonical_ones_it_had() -> None:
+    defaults = dataclasses.replace(MOSAIC, num_canonical_nodes=0, shuffle_block_size=0)
+    state = Position("0123456789abcdef", defaults, 3)
+    mine = dataclasses.replace(state, spec=dataclasses.replace(defaults, num_nodes=1))
+    found = check(state, mine)
+    assert found.epoch == 3
+    assert (found.spec.num_nodes, found.spec.num_canonical_nodes, found.spec.shuffle_block_size) == (1, 2, 2_000_000)
+    assert check(state.advanced(topology(2), 1), mine).spec == defaults
 
 
 def test_only_what_differs_is_named() -> None:

@@ -12,12 +12,16 @@ from models.walk import route_items
 
 from lazystore._core.walk import Progress
 from lazystore.errors import ConfigError, FormatError, UnsupportedError
-from lazystore.streaming.order import KINDS, Shape
+from lazystore.streaming.order import KINDS, Shape, first_epoch
 from lazystore.streaming.session import Session, order_kind
 
 COUNTS = array("Q", [30, 1, 0, 50, 20])
 TOTAL = sum(COUNTS)
 MARK = "0123456789abcdef"
+
+
+#: With more canonical nodes MosaicML's orders repeat items.
+ONE_ROW = {"num_canonical_nodes": 1}
 
 
 def session(kind: str = "window", **options: Any) -> Session:
@@ -67,13 +71,14 @@ def test_other_orders_are_refused_by_name(order: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_pass_that_ends_is_another_epoch_with_all_items(kind: str) -> None:
-    made = session(kind)
+    made = session(kind, **ONE_ROW)
     passes = []
-    for epoch in (1, 2, 3):
+    first = first_epoch(kind)
+    for epoch in range(first, first + 3):
         assert made.epoch == epoch
         passes.append(read(made))
         assert sorted(passes[-1]) == list(range(TOTAL))
-    assert made.epoch == 4
+    assert made.epoch == first + 3
     if kind != "sequential":
         assert len(set(map(tuple, passes))) == 3
 
@@ -153,24 +158,24 @@ def test_numbers_of_numpy_are_epochs() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_a_state_from_anywhere_goes_on_exactly(kind: str, epochs: int) -> None:
-    whole = session(kind)
+    whole = session(kind, **ONE_ROW)
     for _ in range(epochs):
         read(whole)
     items, following = read(whole), read(whole)
     for position in (0, 1, 29, 60, TOTAL - 1, TOTAL):
-        made = session(kind)
+        made = session(kind, **ONE_ROW)
         for _ in range(epochs):
             read(made)
         assert read(made, position) == items[:position]
         state = json.loads(json.dumps(made.state_dict(None, None)))
         assert len(json.dumps(state)) <= 1024
         # The machine it goes on on may have another budget.
-        other = session(kind, budget=1 << 22)
+        other = session(kind, **ONE_ROW, budget=1 << 22)
         other.load_state_dict(state, False)
-        assert other.epoch == epochs + 1
+        assert other.epoch == epochs + first_epoch(kind)
         assert read(other) == items[position:]
-        assert other.epoch == epochs + 2
-        again = session(kind)
+        assert other.epoch == epochs + first_epoch(kind) + 1
+        again = session(kind, **ONE_ROW)
         again.load_state_dict(state, False)
         read(again)
         assert read(again) == following
