@@ -1,5 +1,5 @@
 """What users and our own tests share: a local object store with latency, a bandwidth limit and
-faults, a fault-injecting filesystem, and the seeded plans behind both.
+faults, a fault-injecting filesystem, the seeded plans behind both, and the exam of new formats.
 
 Names are imported when first used, so that this package costs nothing until then.
 """
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lazystore.testing.faults import Faults as Faults
     from lazystore.testing.faults import FileFaults as FileFaults
     from lazystore.testing.filesystem import FaultyFileSystem as FaultyFileSystem
+    from lazystore.testing.format_exam import FormatCase as FormatCase
+    from lazystore.testing.format_exam import examine_format as examine_format
     from lazystore.testing.objectstore import ObjectStore as ObjectStore
     from lazystore.testing.traffic import dependent_waves as dependent_waves
 
@@ -22,8 +24,10 @@ _HOMES = {
     "Faults": "faults",
     "FaultyFileSystem": "filesystem",
     "FileFaults": "faults",
+    "FormatCase": "format_exam",
     "ObjectStore": "objectstore",
     "dependent_waves": "traffic",
+    "examine_format": "format_exam",
 }
 
 __all__ = [
@@ -31,8 +35,10 @@ __all__ = [
     "Faults",
     "FaultyFileSystem",
     "FileFaults",
+    "FormatCase",
     "ObjectStore",
     "dependent_waves",
+    "examine_format",
 ]
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import lazystore
 from lazystore import cli, demo
+from lazystore.commands import COMMANDS
 from lazystore.errors import FetchError
+
+HOME = Path(cli.__file__).parents[1]
 
 
 class Ran:
@@ -48,13 +51,18 @@ def test_demo_that_did_not_verify_exits_with_1(monkeypatch: pytest.MonkeyPatch) 
     assert cli.main(["demo"]) == 1
 
 
-def test_error_is_one_line_on_stderr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("text", ["the store went away", "the store\nwent   away\n"])
+def test_error_is_one_line_on_stderr(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(options: demo.DemoOptions) -> Any:
-        raise FetchError("the store went away")
+        raise FetchError(text)
 
     monkeypatch.setattr(demo, "run", fail)
     assert cli.main(["demo"]) == 1
     assert capsys.readouterr() == ("", "lazystore: the store went away\n")
+    with pytest.raises(FetchError):
+        cli.main(["demo", "--debug"])
 
 
 @pytest.mark.parametrize("line", [["--memory", "lots"], ["--latency-ms", "-5"], ["--bandwidth", "0"], ["--limit", "0"]])
@@ -74,7 +82,17 @@ def test_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["demo"]) == 130
 
 
-@pytest.mark.parametrize("line", [[], ["no-such-command"], ["info"], ["info", "x", "--storage-options", "[1]"]])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *([], ["no-such-command"], ["info"]),
+        *(["info", "x", "--storage-options", "[1]"], ["info", "x", "--storage-options", "{"]),
+        *(["info", "x", "--storage-option", "anon"], ["info", "x", "--format-option", "=1"]),
+        *(["cat", "x"], ["cat", "x", "1..2..3"], ["cat", "x", "five"], ["cat", "x", "--raw", "--json"]),
+        *(["head", "x", "-n", "0"], ["plan", "x", "--workers", "none"], ["plan", "x", "--shuffle", "well"]),
+        *(["convert", "x"], ["convert", "x", "y", "--to", "csv"], ["index"]),
+    ],
+)
 def test_wrong_usage_exits_with_2(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         cli.main(line)
@@ -82,31 +100,51 @@ def test_wrong_usage_exits_with_2(line: list[str], capsys: pytest.CaptureFixture
     assert "usage: lazystore" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_examples_that_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([name, "--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    assert "--debug" in text
+    examples = [line.strip() for line in text.partition("examples:\n")[2].splitlines() if line.strip()]
+    assert examples
+    for example in examples:
+        words = example.split(" >")[0].split()
+        assert words[:2] == ["lazystore", name]
+        assert cli.grammar(words[1:]).command == name
+
+
 def test_version_is_printed_by_the_module_too() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lazystore", "--version"],
-        cwd=Path(cli.__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-m", "lazystore", "--version"], cwd=HOME, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"lazystore {lazystore.__version__}\n"
 
 
-def test_info_describes_a_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with lazystore.DatasetWriter(tmp_path / "d", chunk_size=2) as writer:
-        for number in range(5):
-            writer.write({"n": number, "v": [np.zeros((2, 3), "f4"), ("x", None)]})
-    assert cli.main(["info", str(tmp_path / "d"), "--memory", "4MB"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "StreamingDataset" in lines[0]
-    assert lines[1:] == [
-        "items   5",
-        "chunks  3",
-        "item 0  {'n': int, 'v': [ndarray(float32, (2, 3)), (str, NoneType)]}, 69 bytes stored",
-    ]
+def test_stdout_that_is_closed_early_ends_the_command_quietly(tmp_path: Path) -> None:
+    with lazystore.DatasetWriter(tmp_path / "d") as writer:
+        for number in range(50_000):
+            writer.write({"n": number})
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "lazystore", "cat", str(tmp_path / "d"), "..", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(HOME)},
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    with process.stdout, process.stderr:
+        assert process.stdout.readline() == b'{"n":0}\n'
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
 
 
-def test_info_about_nothing_is_a_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info", str(tmp_path / "nowhere")]) == 1
-    assert "nowhere" in capsys.readouterr().err
+def test_parsing_loads_no_storage_client_and_no_numpy() -> None:
+    code = (
+        "import sys; from lazystore import cli; cli.parser(); "
+        "print([m for m in ('numpy', 'fsspec', 'asyncio', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(HOME)},
+    )  # fmt: skip
+    assert done.stdout == "[]\n"
