@@ -25,6 +25,9 @@ BENCHES = (
     "bench_object_store",
     "bench_epoch",
     "bench_shuffle",
+    "bench_text_index",
+    "bench_arrow",
+    "bench_writer",
 )
 #: Need torch or the other libraries to say anything.
 PEER_BENCHES = ("bench_dataloader", "compare")

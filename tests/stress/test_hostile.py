@@ -95,7 +95,7 @@ with tempfile.TemporaryDirectory() as place:
 """
 
 
-@pytest.mark.parametrize("name", [name for name in golden.READABLE if "pickle" not in golden.config(name)["data_format"]
+@pytest.mark.parametrize("name", [name for name in golden.CLASSIC if "pickle" not in golden.config(name)["data_format"]
                                   or "leaves" in name])  # fmt: skip
 def test_mutated_golden_datasets_give_items_or_our_errors(name: str) -> None:
     golden.require(name)
