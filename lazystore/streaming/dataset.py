@@ -11,6 +11,7 @@ import os
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from types import TracebackType
@@ -203,7 +204,7 @@ class StreamingDataset(TorchKind, Epochs):
 
     def _open(self, budget: int) -> Opened | Unindexed:
         input_dir, arguments = self._recipe
-        source = self._connect(budget)
+        self._source = source = self._connect(budget)
         try:
             return open_dataset(
                 self._root, source,
@@ -253,14 +254,21 @@ class StreamingDataset(TorchKind, Epochs):
         if here not in self._family:  # a selection, or whom it was taken from, may have been first
             old = self._memory
             budget = max(self._budget // here[1], smallest_budget(self._opened))
-            opened = self._open(budget)
-            self._attach(opened if isinstance(opened, Opened) else opened.build(), budget)
+            self._attach(self._opened_again(budget), budget)
             self._family.clear()
             self._family[here] = self._memory
             old.close()
         self._memory = self._family[here]
         self._reader = self._memory.reader
         self._get = self._reader.get
+
+    def _opened_again(self, budget: int) -> Opened:
+        """The same dataset for another budget; read anew only where the budget or the source went into it."""
+        opened = self._opened
+        if opened.opaque or opened.source is not self._source:
+            again = self._open(budget)
+            return again if isinstance(again, Opened) else again.build()
+        return replace(opened, source=self._connect(budget))
 
     # -- items --------------------------------------------------------------------------
 

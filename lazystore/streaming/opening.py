@@ -97,7 +97,7 @@ def placed(place: str) -> Iterator[None]:
     """Put the dataset in front of errors that do not name it."""
     try:
         yield
-    except (FormatError, UnsupportedError, MissingExtraError) as error:
+    except (ConfigError, FormatError, UnsupportedError, MissingExtraError) as error:
         if place.rpartition("/")[0] in str(error):
             raise
         raise type(error)(f"{place}: {error}") from error

@@ -166,7 +166,12 @@ class Nothing(torch.utils.data.IterableDataset):
         for i in range(COUNT // 2):
             yield {"id": i}
 
+import gc
+
 def pss(loader):
+    # Else it is luck whether a worker's full collection comes now, and copies every page of torch's objects.
+    gc.collect()
+    gc.freeze()
     batches = iter(loader)
     for _ in range(COUNT // 64 - 4):
         next(batches)

@@ -120,11 +120,11 @@ def test_two_epochs_give_the_routes_items_in_its_order(place: Path, make: str, o
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", golden.READABLE)
-def test_datasets_of_litdata_come_in_every_order(name: str, order: str) -> None:
+def test_golden_datasets_come_in_every_order(name: str, order: str) -> None:
     golden.require(name)
-    tokens = "tokens" in golden.config(name)["item_loader"].lower()
+    tokens = name in golden.LITDATA and "tokens" in golden.config(name)["item_loader"].lower()
     loader = {"item_loader": TokensLoader(block_size=7)} if tokens else {}
-    with opened(golden.GOLDEN / name / "data", order=order, allow_pickle=True, **loader) as dataset:
+    with opened(golden.place(name), order=order, memory="64MB", **golden.options(name), **loader) as dataset:
         route = numbers(dataset)
         if tokens:
             expected = [dataset[i] for i in route]
