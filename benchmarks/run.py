@@ -30,7 +30,7 @@ BENCHES = (
     "bench_writer",
 )
 #: Need torch or the other libraries to say anything.
-PEER_BENCHES = ("bench_dataloader", "compare")
+PEER_BENCHES = ("bench_dataloader", "bench_formats", "compare")
 HERE = Path(__file__).resolve().parent
 
 
