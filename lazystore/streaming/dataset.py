@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
+import threading
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -162,6 +163,7 @@ class StreamingDataset(TorchKind, Epochs):
         self._family: dict[tuple[int, int], ChunkMemory] = {}  # whose memory this is, shared with selections
         if item_loader is not None:
             item_loader.attach(self)
+        self._indexing = threading.RLock()
         if isinstance(found, Unindexed):
             self._unindexed: Unindexed | None = found
             self._first_pass: FirstPass | None = None
@@ -181,10 +183,13 @@ class StreamingDataset(TorchKind, Epochs):
         self._select(self._subsampled(self._recipe[1]["subsample"]))
 
     def __getattr__(self, name: str) -> Any:
-        # Text without an index: what needs to know where items lie comes into being when it is first asked for.
-        if name in _LATE and self.__dict__.get("_unindexed") is not None:
-            self._make_index()
-            return getattr(self, name)
+        # Text without an index: what needs to know where items lie comes into being when it is first asked for, once.
+        if name in _LATE and "_indexing" in self.__dict__:
+            with self._indexing:
+                if name not in self.__dict__ and self._unindexed is not None:
+                    self._make_index()
+            if name in self.__dict__:
+                return self.__dict__[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _make_index(self) -> None:
@@ -566,6 +571,7 @@ _live: weakref.WeakSet[StreamingDataset] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for dataset in list(_live):
+        dataset._indexing = threading.RLock()  # whoever held it has stayed with the parent
         if dataset._unindexed is None:
             dataset._memory.reset_after_fork()
 

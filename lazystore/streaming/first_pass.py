@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lazystore.errors import FormatError
 
 if TYPE_CHECKING:
+    from lazystore._core.walk import Progress
     from lazystore.formats.format import Unindexed
     from lazystore.streaming.session import Session
 
@@ -36,6 +37,7 @@ class FirstPass:
         self._transform = transform
         self.position = 0
         self.finished = False
+        self._progress: Progress | None = None
 
     def __iter__(self) -> FirstPass:
         return self
@@ -45,20 +47,25 @@ class FirstPass:
             data = next(self._stream)
         except StopIteration:
             self.finished = True
+            self._report()
             raise
         try:
             item = self._decode(data)
         except (FormatError, UnicodeDecodeError) as error:
             raise FormatError(f"{self._url}, item {self.position}: {error}") from error
         self.position += 1
+        if self._progress is not None:
+            self._report()
         return item if self._transform is None else self._transform(item)
 
     def hand_over(self, session: Session) -> None:
-        """Tell how far the pass came."""
-        if self.finished:
-            session.set_epoch(session.epoch + 1)
-        elif self.position:
-            session.load_state_dict(session.state_dict(self.position, 0), force=False)
+        """The text was indexed meanwhile: count as the session's present pass from now on."""
+        _, self._progress = session.begin()
+        self._report()
+
+    def _report(self) -> None:
+        if self._progress is not None:
+            self._progress.position, self._progress.finished = self.position, self.finished
 
     def close(self) -> None:
         """End the pass; what it read ahead is dropped."""

@@ -7,12 +7,14 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.golden import GOLDEN, assert_same, expected
 
+import lazystore.streaming.dataset as dataset_module
 from lazystore import FormatError, SourceChangedError, StreamingDataset
 from lazystore.testing import ObjectStore
 
@@ -100,6 +102,30 @@ def test_texts_far_away_stream_and_index(name: str, store: ObjectStore) -> None:
         assert list(dataset) == ROWS
         assert list(dataset) == ROWS
         assert dataset[20_000] == ROWS[20_000]
+
+
+def test_a_first_pass_goes_on_counting_when_the_text_is_indexed_meanwhile(root: Path) -> None:
+    with StreamingDataset(root / "bucket" / "rows.jsonl", memory="6MB") as dataset:
+        first = iter(dataset)
+        seen = [next(first) for _ in range(10)]
+        assert dataset[29_000] == ROWS[29_000]
+        seen += [next(first) for _ in range(10)]
+        state = dataset.state_dict()
+        assert seen + list(first) == ROWS
+        assert dataset.epoch == 2
+    with StreamingDataset(root / "bucket" / "rows.jsonl", memory="6MB") as again:
+        again.load_state_dict(state)
+        assert list(again) == ROWS[20:]
+
+
+def test_many_threads_index_a_text_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    make_memory = dataset_module.make_memory
+    monkeypatch.setattr(dataset_module, "make_memory", lambda *args: made.append(args) or make_memory(*args))
+    with StreamingDataset(root / "bucket" / "rows.jsonl", memory="6MB") as dataset:
+        with ThreadPoolExecutor(6) as threads:
+            assert list(threads.map(dataset.__getitem__, range(100, 106))) == ROWS[100:106]
+        assert len(made) == 1
 
 
 def test_a_forked_child_reads_on(root: Path) -> None:
