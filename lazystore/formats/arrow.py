@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from lazystore._core.decode import DecodePlan
-from lazystore.errors import FormatError, UnsupportedError
+from lazystore.errors import ConfigError, FormatError
 from lazystore.formats.arrow_blocks import Blocks, together
 from lazystore.formats.arrow_images import IpcImages, read_ipc_directory
 from lazystore.formats.arrow_ipc import IpcRows
@@ -113,11 +113,9 @@ class ParquetFormat(Format):
 
 def _files(place: Place, options: Options, name: str) -> tuple[dict[str, int], dict[str, int]]:
     """Sizes of the files, asked for where they are unknown; and the rows an index says they have."""
-    for option in ("raw", "block_size", "encryption", "validate_hash", "serializers"):
-        if getattr(options, option):
-            raise UnsupportedError(f"{option}= is not for datasets in format {name!r}")
+    options.refuse_all_but("columns", format=name)
     if options.extra:
-        raise UnsupportedError(f"format {name!r} has no format_options; given were {sorted(options.extra)}")
+        raise ConfigError(f"format {name!r} has no format_options; given were {sorted(options.extra)}")
     sizes, counts = dict(place.names), {}
     if place.index:
         _, chunks = parse_chunks(place.index, place=f"{place.url}/index.json", paths=True)

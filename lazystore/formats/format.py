@@ -20,6 +20,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
+from lazystore.errors import ConfigError
+
 if TYPE_CHECKING:
     from lazystore._core.decode import DecodePlan
     from lazystore.fetch.source import Source
@@ -42,6 +44,17 @@ __all__ = [
 
 OFFSETS_AT = 4
 OFFSET_WIDTH = 4
+
+#: Fields of :class:`Options` that not every format heeds, and how the caller wrote them.
+_ARGUMENTS = {
+    "serializers": "serializers=",
+    "encryption": "encryption=",
+    "verify": "verify=",
+    "validate_hash": "validate_hash=",
+    "columns": "columns=",
+    "raw": "raw=",
+    "block_size": "item_loader=TokensLoader(...)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +260,22 @@ class Options:
     raw: bool = False
     block_size: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def refuse_all_but(self, *understood: str, format: str) -> None:
+        """Refuse what was said and means nothing in a format, rather than pass over it.
+
+        Parameters:
+            understood: fields the format heeds. It checks ``extra`` itself, and ``allow_pickle`` asks for nothing.
+            format: its name, for messages.
+
+        Raises:
+            ConfigError: names the argument.
+        """
+        for name, argument in _ARGUMENTS.items():
+            value = getattr(self, name)
+            given = value is not None if name == "columns" else bool(value)
+            if given and name not in understood:
+                raise ConfigError(f"{argument} is not for datasets in format {format!r}; leave it out")
 
 
 class Format(ABC):

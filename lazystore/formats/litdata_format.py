@@ -99,9 +99,7 @@ class LitDataFormat(Format):
 
 
 def _check(options: Options) -> None:
-    for given, what in ((options.columns, "columns"), (options.raw, "raw"), (options.validate_hash, "validate_hash")):
-        if given:
-            raise ConfigError(f"{what}= is not for LitData datasets")
+    options.refuse_all_but("serializers", "encryption", "verify", "block_size", format="litdata")
     unknown = [key for key in options.extra if key != "sniff"]
     if unknown or options.extra.get("sniff", "auto") not in SNIFF:
         raise ConfigError(

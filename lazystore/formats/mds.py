@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lazystore._core.decode import DecodePlan
-from lazystore.errors import ConfigError, FormatError
+from lazystore.errors import ConfigError, DatasetNotFoundError, FormatError
 from lazystore.fetch.segments import SegmentedSource
 from lazystore.formats.codecs import Codec
 from lazystore.formats.format import OFFSET_WIDTH, OFFSETS_AT, Format, Opened, Options, Place
@@ -50,14 +50,13 @@ class MdsFormat(Format):
             UnsupportedError: besides unknown compressions, shards of different columns in one (merged) index.
             UnsafeDataError: (at the item) a ``pkl`` column without ``allow_pickle``.
         """
-        for given, what in (
-            (options.columns, "columns"),
-            (options.extra, "format_options"),
-            (options.encryption, "encryption"),
-        ):
-            if given:
-                raise ConfigError(f"{what}= is not for MosaicML datasets: rows are stored whole, and in the clear")
-        index = parse_index(place.index, place=f"{place.url}/index.json")
+        options.refuse_all_but("serializers", "verify", "validate_hash", "raw", format=self.name)
+        if options.extra:
+            raise ConfigError(f"format {self.name!r} has no format_options; given were {sorted(options.extra)}")
+        url = f"{place.url}/index.json"
+        if not place.index:
+            raise DatasetNotFoundError(f"{url} does not exist; a MosaicML dataset has one")
+        index = parse_index(place.index, place=url)
         if index.kind in TEXT_FORMATS:
             from lazystore.formats.mosaic_text import open_text
 

@@ -92,10 +92,7 @@ class TextFormat(Format):
         choice = options.extra.get("index", "")
         if not isinstance(choice, str) or (not choice and "index" in options.extra):
             raise ConfigError(f"format_options index={choice!r} is neither 'beside' nor a path")
-        if options.columns is not None:
-            raise ConfigError(f"columns= is for Parquet and Arrow; {self.name!r} is read whole rows at a time")
-        if options.encryption is not None:
-            raise ConfigError(f"encryption= is not for {self.name!r}: text is not encrypted")
+        options.refuse_all_but("raw", format=self.name)
 
     def _plan(
         self, head: bytes, names: tuple[str, ...] | None, rules: TextRules, options: Options

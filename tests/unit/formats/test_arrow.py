@@ -299,8 +299,8 @@ def test_compressed_bodies_that_inflate_beyond_the_budget_are_refused() -> None:
 
 
 def test_options_that_mean_nothing_here_are_refused() -> None:
-    for options in ({"raw": True}, {"block_size": 4}, {"extra": {"delimiter": ","}}):
-        with pytest.raises(UnsupportedError):
+    for options in ({"raw": True}, {"block_size": 4}, {"verify": True}, {"extra": {"delimiter": ","}}):
+        with pytest.raises(ConfigError):
             open_files(ArrowFormat, {"part": ipc(table(3))}, **options)
 
 

@@ -28,6 +28,7 @@ from support.mosaic import (
 )
 from support.sources import DiarySource
 
+from lazystore import StreamingDataset
 from lazystore._core.offsets import check_offsets
 from lazystore.errors import (
     ConfigError,
@@ -368,9 +369,11 @@ def test_unknown_formats_and_compressions_are_unsupported() -> None:
         opened(*dataset(EXAMPLE, 2, compression="lz4", zip_data=zipped))
 
 
-@pytest.mark.parametrize("option", [{"columns": ["number"]}, {"extra": {"x": 1}}, {"encryption": object()}])
+@pytest.mark.parametrize(
+    "option", [{"columns": ["number"]}, {"extra": {"x": 1}}, {"encryption": object()}, {"block_size": 4}]
+)
 def test_options_for_other_formats_are_refused(option: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="not for MosaicML"):
+    with pytest.raises(ConfigError, match=r"format_options|not for datasets in format 'mds'"):
         opened(*dataset(EXAMPLE, 2), **option)
 
 
@@ -380,6 +383,12 @@ def test_options_for_other_formats_are_refused(option: dict[str, Any]) -> None:
 def test_what_is_no_index_is_a_format_error(data: bytes) -> None:
     with pytest.raises(FormatError):
         parse_index(data, place="here")
+
+
+def test_a_folder_without_an_index_is_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "shard.00000.mds").write_bytes(b"")
+    with pytest.raises(DatasetNotFoundError, match=r"index\.json does not exist"):
+        StreamingDataset(tmp_path, format="mds")
 
 
 # -- hashes --------------------------------------------------------------------------------------

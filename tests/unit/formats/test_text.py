@@ -218,6 +218,10 @@ def test_a_header_may_be_given_instead(tmp_path: Path) -> None:
         (CsvFormat(), {"extra": {"delimiter": '"'}}),
         (CsvFormat(), {"extra": {"quotechar": "é"}}),
         (CsvFormat(), {"extra": {"quotechar": None}}),
+        (JsonlFormat(), {"verify": True}),
+        (JsonlFormat(), {"validate_hash": "sha1"}),
+        (JsonlFormat(), {"serializers": {"str": str}}),
+        (JsonlFormat(), {"block_size": 4}),
     ],
 )
 def test_options_that_cannot_work_are_refused(format: TextFormat, options: dict[str, Any], tmp_path: Path) -> None:
