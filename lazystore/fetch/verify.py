@@ -7,7 +7,6 @@ was started does not keep its caller.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import time
 from collections import deque
@@ -112,7 +111,6 @@ class VerifyingSource:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.RLock()
         self._checks: dict[str, _Check] = {}
         self._queue: deque[_Check] = deque()

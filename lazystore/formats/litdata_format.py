@@ -120,7 +120,7 @@ def _verified(index: LitDataIndex, place: Place, options: Options) -> Source:
         raise FormatError(f"the index has checksums, but none for {missing[0]} and {len(missing) - 1} others")
     algorithm = index.checksums.algorithm
     digests = {name: (algorithm, digest) for name, digest in index.checksums.files.items()}
-    return VerifyingSource(place.source, digests, timeout=place.timeout)
+    return VerifyingSource(place.source, digests, timeout=place.timeout, memory=place.budget // 16)
 
 
 def _codec(index: LitDataIndex) -> Codec | None:

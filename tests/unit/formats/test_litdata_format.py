@@ -17,6 +17,7 @@ from support import golden
 from support.litdata_chunks import arrow_rows, classic, framed, int_str, item, spec, write_dataset
 from support.opened import open_folder, place_of, samples, stored_items
 
+from lazystore import StreamingDataset
 from lazystore.errors import (
     BudgetTooSmallError,
     ChecksumError,
@@ -404,6 +405,12 @@ def test_checksums_are_verified_when_asked(form: str, tmp_path: Path) -> None:
             samples(opened)
     finally:
         opened.source.close()
+
+
+def test_checksums_are_verified_in_a_small_budget(tmp_path: Path) -> None:
+    folder = with_checksums(write_dataset(tmp_path / "d", [(20, classic(items_of_rows(rows_of(20))))]))
+    with StreamingDataset(folder, memory="1MB", verify=True) as dataset:
+        assert list(dataset) == rows_of(20)
 
 
 def test_a_chunk_without_a_checksum_is_told(tmp_path: Path) -> None:
