@@ -28,7 +28,7 @@ class Target:
 
     Parameters:
         folder, mode: see :class:`~lazystore.DatasetWriter`.
-        checkpoint: of the run; begun here when ``use_checkpoint``.
+        checkpoint: of the run.
         keyed: items have keys.
 
     Attributes:
@@ -67,8 +67,11 @@ class Target:
         )
         self._keys = None if self.finished else keys_of(self._claim, folder.url, wanted=keyed)
         folder.prepare()
-        if use_checkpoint and not self.finished:
-            checkpoint.begin()
+
+    def begin(self) -> None:
+        """Note the run, where it is to be continued if it ends early: nothing can stop it now but its work."""
+        if self._kept:
+            self._checkpoint.begin()
 
     def settings(self, settings: WriteSettings) -> WriteSettings:
         """Settings for the folder: a dataset that is added to has a compression already."""

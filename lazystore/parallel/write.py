@@ -125,6 +125,7 @@ def write_dataset(
         return target.finish_clearing()
     job = Job(fn, folder, target.settings(settings), target.names, key_fn, settle=use_checkpoint)
     crew = _crew(job, executor, workers)
+    target.begin()
     notes = checkpoint if use_checkpoint else None
     with contextlib.ExitStack() as stack:
         stack.callback(crew.close)

@@ -54,6 +54,14 @@ def test_items_come_out_in_input_order(workers: int, tmp_path: Path) -> None:
     assert set(names(tmp_path / "out")) == {"index.json", *(c["filename"] for c in index(tmp_path / "out")["chunks"])}
 
 
+def test_a_function_that_cannot_travel_leaves_no_run_to_continue(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fn or an option cannot be sent"):
+        write_dataset(lambda number: jobs.row(number), range(5), tmp_path / "out", num_workers=1, use_checkpoint=True)
+    assert names(tmp_path / "out") == []
+    assert write_dataset(jobs.row, range(5), tmp_path / "out", num_workers=1, use_checkpoint=True) == 5
+    assert read(tmp_path / "out") == rows(5)
+
+
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_any_executor_will_do(kind: str, tmp_path: Path) -> None:
     executor: Executor
