@@ -165,7 +165,8 @@ class Opened:
         documents: with ``stride``: entries of each chunk's offset table, where ``counts`` are those of blocks.
         files: with ``images``: the dataset's own chunks.
         version: of the dataset's contents; part of what resuming checks.
-        key_index: finds an item's number by its key, or None: ``key_index(key, source, timeout) -> int``.
+        key_index: finds an item's number by its key, or None: ``key_index(key, source, timeout) -> int``. Its
+            ``reset_after_fork()``, if it has one, is called in forked children.
         reserved: bytes that the format keeps itself, out of the budget.
         about: what ``lazystore info`` says: plain JSON (schema, compression, ...).
     """

@@ -57,7 +57,7 @@ class KeyIndex:
     Memory: 1/16 of the budget for keys that are kept (the row groups used last), and during a lookup at most 1/8 for
     one row group; ``reserved`` is both.
     Cost: for a key whose row group is kept some 20 us; else 2 requests, and 2 more for a shard's first.
-    Threads: any may call, one looks up at a time. Fork: copied. Pickling: refused; made anew.
+    Threads: any may call, one looks up at a time. Fork: :meth:`reset_after_fork`. Pickling: refused; made anew.
     """
 
     def __init__(self, keys: Any, total: int, *, place: str, budget: int) -> None:
@@ -93,6 +93,12 @@ class KeyIndex:
         if not 0 <= number < self._total:
             raise FormatError(f"{self._place}/{name} gives key {key!r} the item {number}; there are {self._total}")
         return number
+
+    def reset_after_fork(self) -> None:
+        """In the child: a thread that was looking something up has stayed with the parent, halfway."""
+        self._lock = threading.Lock()
+        self._groups.clear()
+        self._shards.clear()
 
     def _shard(self, key: str | int, source: Source, timeout: float) -> tuple[str, _Shard]:
         """The shard that has the key, if any has."""

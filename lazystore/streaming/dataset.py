@@ -574,6 +574,9 @@ def _after_fork_in_child() -> None:
         dataset._indexing = threading.RLock()  # whoever held it has stayed with the parent
         if dataset._unindexed is None:
             dataset._memory.reset_after_fork()
+            reset = getattr(dataset._opened.key_index, "reset_after_fork", None)
+            if reset is not None:
+                reset()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

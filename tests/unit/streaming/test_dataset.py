@@ -6,6 +6,7 @@ import copy
 import gc
 import os
 import pickle
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lazystore import (
     ClosedError,
     ConfigError,
     DatasetNotFoundError,
+    DatasetWriter,
     EvictionPolicy,
     InMemoryItemLoader,
     ItemIndexError,
@@ -450,3 +452,23 @@ def test_every_spelling_of_the_import_gives_the_same_object() -> None:
         assert getattr(streaming, name) is getattr(lazystore, name)
     assert streaming_buffer.StreamingConfig is lazystore.StreamingConfig
     assert streaming_buffer.EvictionPolicy is lazystore.EvictionPolicy
+
+
+def test_keys_are_looked_up_in_a_child_forked_in_the_middle_of_a_lookup(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with DatasetWriter(tmp_path, key_fn=lambda sample: sample["id"]) as writer:
+        for number in range(50):
+            writer.write({"id": 100 + number})
+    with StreamingDataset(tmp_path, memory="4MB") as dataset:
+        assert dataset.get_by_key(107) == {"id": 107}
+        keys: Any = dataset.opened.key_index
+        with keys._lock:
+            pid = os.fork()
+            if not pid:
+                signal.alarm(20)  # a child that waits for a lock of its parent's would never end
+                code = 1
+                try:
+                    code = 0 if dataset.get_by_key(149) == {"id": 149} else 2
+                finally:
+                    os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
