@@ -29,6 +29,7 @@ LOOK_AGAIN = 0.005
 FIRST_AHEAD = 2
 #: Share of the reservation that runs begun ahead may take: images turn out longer than their hints.
 AHEAD_SHARE = 0.75
+NO_PART = -1
 
 
 class MadeChunks:
@@ -120,12 +121,26 @@ class MadeChunks:
                 image = self._make(block, deadline)
             except LazyStoreError as error:
                 raise self._door.placed(block, error) from None
+            self.opened_bytes += image.opened
+            self._check(block, image)
             self._set_aside(block, image)
-        if not self._reader.chunk_length(block):
-            data = memoryview(image.data)
-            self._door.admit(block, len(data), bytes(data[:HEAD_BYTES]))
-            self._door.check_table(block, data, 0)
         return image
+
+    def _check(self, block: int, image: Image) -> None:
+        """Let an image in, whether it is the first one of its block or was made again.
+
+        Raises:
+            FormatError: it is damaged, or another than before.
+        """
+        data, length = memoryview(image.data), self._reader.chunk_length(block)
+        if not length:
+            self._door.admit(block, len(data), bytes(data[:HEAD_BYTES]))
+        elif len(data) != length:
+            raise FormatError(
+                f"{self._door.chunk_place(block)} has {len(data)} bytes, it had {length} when it was made before: what "
+                "it is made from has changed"
+            )
+        self._door.check_table(block, data, 0)
 
     def _make(self, block: int, deadline: Deadline) -> Image:
         run = bisect_right(self._images.runs, block) - 1
@@ -209,19 +224,18 @@ class MadeChunks:
 
     def _set_aside(self, block: int, image: Image) -> None:
         """Keep the image until its frames have it: the newest one only."""
-        self.opened_bytes += image.opened
         self._made.clear()
         self._made[block] = image
 
     def _keep(self, block: int, image: Image, last: int, scan: bool) -> list[Fill]:
-        """Copy an image into frames: all of it, if that leaves half of the arena to others; else part ``last``."""
+        """Copy an image into frames: all of it, if that leaves half of the arena to others; else only part ``last``."""
         frame = self._store.frame_bytes
         data = memoryview(image.data)
         n_parts = -(-len(data) // frame)
         whole = n_parts <= max(1, self._store.n_frames // 2)
         fills: list[Fill] = []
         try:
-            for part in range(n_parts) if whole else (last,):
+            for part in range(n_parts) if whole else range(last, last + 1) if last != NO_PART else ():
                 fill = self._fill(block, part, data[part * frame : (part + 1) * frame], scan, part == last)
                 if fill is not None:
                     fills.append(fill)
@@ -257,14 +271,11 @@ class MadeChunks:
     def _pass(self, image: Image) -> None:
         """Keep a block that was made on the way to another one, as far as frames are to be had."""
         self.opened_bytes += image.opened
-        block, data = image.block, memoryview(image.data)
         try:
-            if not self._reader.chunk_length(block):
-                self._door.admit(block, len(data), bytes(data[:HEAD_BYTES]))
-                self._door.check_table(block, data, 0)
+            self._check(image.block, image)
         except FormatError:
             return  # raised again when somebody wants it
-        for fill in self._keep(block, image, -1, True):
+        for fill in self._keep(image.block, image, NO_PART, True):
             fill.release()
 
     # -- ahead --------------------------------------------------------------------------

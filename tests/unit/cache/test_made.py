@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from lazystore._core.frames import FrameStore
 from lazystore._core.scan import ItemIterator
 from lazystore.cache.memory import ChunkMemory
 from lazystore.errors import BudgetTooSmallError, FetchError, FormatError
+from lazystore.formats.format import Image
 
 
 class Made:
@@ -129,6 +131,37 @@ def test_a_damaged_block_is_named_and_the_others_are_read() -> None:
             made.reader.get(3)
     assert made.reader.get(40) == riddles.item(40)
     assert [made.reader.get(i) for i in range(40, made.total)] == [riddles.item(i) for i in range(40, made.total)]
+    made.check()
+
+
+@pytest.mark.parametrize("cut", [4, -4])
+def test_a_block_that_is_made_again_is_checked_again(cut: int) -> None:
+    made = Made((6,), budget=1 << 16)
+    assert made.reader.get(0) == riddles.item(0)
+    for i in range(40, made.total):
+        assert made.reader.get(i) == riddles.item(i)  # which evicts the first block
+    make = made.images.open
+
+    def other(run: int, first: int) -> Generator[Any, Any, None]:
+        steps = make(run, first)
+        answer = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration:
+                return
+            if isinstance(step, Image):
+                # another length, or an offset beyond the end
+                data = bytes(step.data[:-4]) if cut < 0 else bytes(step.data[:8]) + b"\xff" * 4 + bytes(step.data[12:])
+                step = replace(step, data=data)
+            answer = yield step
+
+    made.images.open = other  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(FormatError, match=r"r0\.bin \(chunk 0\)"):
+            made.reader.get(1)
+    made.images.open = make  # type: ignore[method-assign]
+    assert made.reader.get(1) == riddles.item(1)
     made.check()
 
 

@@ -84,6 +84,12 @@ def test_golden_texts(kind: str, file: str) -> None:
         assert_same([dataset[i] for i in range(len(dataset))], expected(f"plain-text/{kind}"))
 
 
+@pytest.mark.parametrize("budget", [800_000, 1_500_000])
+def test_blocks_longer_than_half_of_the_frames_are_passed_by(budget: int, root: Path) -> None:
+    with StreamingDataset(root / "bucket" / "rows.jsonl.gz", memory=budget, fallback="raise") as dataset:
+        assert [dataset[i] for i in (0, 20, 15_000, 29_999, 3)] == [ROWS[i] for i in (0, 20, 15_000, 29_999, 3)]
+
+
 def test_a_row_of_an_indexed_file_far_away_is_one_request(store: ObjectStore) -> None:
     url = store.http_url("bucket", "rows.jsonl")
     with StreamingDataset(url, memory="8MB") as dataset:
