@@ -27,6 +27,8 @@ item, byte range, URL) and the remedy.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 __all__ = [
     "ArenaFullError",
     "BudgetTooSmallError",
@@ -48,6 +50,8 @@ __all__ = [
     "WorkerError",
     "WriteError",
 ]
+
+E = TypeVar("E", bound=Exception)
 
 
 class LazyStoreError(Exception):
@@ -161,3 +165,10 @@ class MissingExtraError(LazyStoreError, ImportError):
 
 class UnsupportedError(LazyStoreError, NotImplementedError):
     """A known feature of a format or of lazystore that this version does not have."""
+
+
+def with_place(error: E, place: str) -> E:
+    """The same error with a place in front of its message; what else it tells stays."""
+    found = type(error)(f"{place}: {error}")
+    found.__dict__.update(error.__dict__)
+    return found

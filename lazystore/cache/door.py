@@ -12,7 +12,7 @@ from typing import Protocol
 
 from lazystore._core.offsets import check_offsets
 from lazystore._core.reader import Reader
-from lazystore.errors import FormatError, LazyStoreError, UnsupportedError
+from lazystore.errors import FormatError, LazyStoreError, UnsupportedError, with_place
 from lazystore.fetch.source import Read, Source
 from lazystore.formats.format import OFFSET_WIDTH, OFFSETS_AT
 from lazystore.formats.litdata import FRAMED_MAGIC, ROWS_MAGIC
@@ -75,7 +75,7 @@ class Door:
     def placed(self, chunk: int, error: LazyStoreError) -> LazyStoreError:
         """The same error with the chunk in front of it, unless it is there already."""
         place = self.chunk_place(chunk)
-        return error if str(error).startswith(place) else type(error)(f"{place}: {error}")
+        return error if str(error).startswith(place) else with_place(error, place)
 
     def admit(self, chunk: int, size: int, head: bytes) -> None:
         """Open a chunk: its inflated ``size`` and first bytes fit the index.

@@ -16,7 +16,7 @@ from typing import Any
 
 from lazystore._core.ipc import IpcLayout, IpcMessage, header_length
 from lazystore._core.row_shape import RowShape
-from lazystore.errors import BudgetTooSmallError, FormatError, UnsupportedError
+from lazystore.errors import BudgetTooSmallError, FormatError, UnsupportedError, with_place
 from lazystore.formats.arrow_rows import RowsSchema, RowsWriter, has_dictionary, require_pyarrow, row_type_of
 
 __all__ = ["BATCH", "DICTIONARY", "MAGIC", "Footer", "IpcRows", "parse_footer", "parse_message", "prefix_length"]
@@ -56,7 +56,7 @@ def parse_message(data: bytes | memoryview, place: str) -> IpcMessage:
     try:
         return IpcMessage(data)
     except (FormatError, UnsupportedError) as error:
-        raise type(error)(f"{place}: {error}") from None
+        raise with_place(error, place) from None
 
 
 def read_schema(message: bytes | memoryview, place: str) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from lazystore._core.decode import DecodePlan
-from lazystore.errors import BudgetTooSmallError, ConfigError, FormatError, UnsupportedError
+from lazystore.errors import BudgetTooSmallError, ConfigError, FormatError, UnsupportedError, with_place
 from lazystore.formats.format import Opened, Place, Unindexed
 from lazystore.formats.text_index import IndexWriter, TextIndex, load_index
 from lazystore.formats.text_scan import BLOCK_BYTES, BLOCK_ITEMS, MAX_HEAD, Cutter, TextReader, TextRules, header_names
@@ -235,7 +235,7 @@ def named(name: str) -> Iterator[None]:
     try:
         yield
     except (FormatError, UnsupportedError, BudgetTooSmallError) as error:
-        raise type(error)(f"{name}: {error}") from error
+        raise with_place(error, name) from error
 
 
 def _items(table: bytes, data: bytes) -> Generator[bytes, None, None]:

@@ -40,8 +40,8 @@ class Division:
         in_flight: bodies on their way over a network, each of which exists twice for a moment.
         tables: offset tables that shuffles keep beside the frames.
         scratch: decoding: histories, runs that are open, encoded bytes that wait.
-        held: what the source and the format keep for themselves: pieces that are hashed, keys.
         frame_bytes: of a frame; 0: what suits the arena.
+        held: what the source and the format keep for themselves: pieces that are hashed, keys.
     """
 
     budget: int
@@ -49,8 +49,8 @@ class Division:
     in_flight: int
     tables: int
     scratch: int
-    held: int
     frame_bytes: int
+    held: int = 0
 
 
 def in_flight_bytes(budget: int) -> int:
@@ -90,7 +90,7 @@ def divide(opened: Opened, budget: int) -> Division:
             f"({scratch} are for decoding, {in_flight + tables} for requests in flight and offset tables, {held} for "
             "checking and looking up)"
         )
-    return Division(budget, arena, in_flight, tables, scratch, held, _frame_bytes(opened, arena))
+    return Division(budget, arena, in_flight, tables, scratch, _frame_bytes(opened, arena), held)
 
 
 def _scratch(opened: Opened, budget: int, spare: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lazystore._core.frames import FrameStore
 from lazystore.cache.memory import ChunkMemory
 from lazystore.config import EvictionPolicy, StreamingConfig, default_memory, parse_bytes
-from lazystore.errors import ConfigError, FormatError, MissingExtraError, UnsupportedError
+from lazystore.errors import ConfigError, FormatError, MissingExtraError, UnsupportedError, with_place
 from lazystore.formats.format import Opened, Options, Unindexed
 from lazystore.streaming.division import divide
 from lazystore.streaming.item_loader import BaseItemLoader
@@ -100,7 +100,7 @@ def placed(place: str) -> Iterator[None]:
     except (ConfigError, FormatError, UnsupportedError, MissingExtraError) as error:
         if place.rpartition("/")[0] in str(error):
             raise
-        raise type(error)(f"{place}: {error}") from error
+        raise with_place(error, place) from error
 
 
 def make_memory(opened: Opened, config: StreamingConfig, budget: int, fallback: bool) -> ChunkMemory:

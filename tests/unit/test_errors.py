@@ -57,6 +57,18 @@ def test_an_error_goes_through_pickle_and_copy(name: str) -> None:
         assert str(twin) == "message"
 
 
+@pytest.mark.parametrize("name", BUILTINS)
+def test_a_place_can_be_put_in_front_of_a_message(name: str) -> None:
+    placed = errors.with_place(getattr(errors, name)("what and why"), "where")
+    assert type(placed) is getattr(errors, name) and str(placed) == "where: what and why"
+
+
+def test_an_error_with_a_place_tells_what_it_told() -> None:
+    fetch = errors.with_place(FetchTimeoutError("late", url="u", begin=3, end=9, attempts=2, elapsed=1.5), "chunk 1")
+    assert (fetch.url, fetch.begin, fetch.end, fetch.attempts, fetch.elapsed) == ("u", 3, 9, 2, 1.5)
+    assert errors.with_place(errors.BudgetTooSmallError("no", needed=7), "chunk 1").needed == 7
+
+
 @pytest.mark.parametrize("kind", [FetchError, FetchTimeoutError, SourceChangedError])
 def test_a_fetch_error_keeps_what_it_knows_on_its_way(kind: type[FetchError]) -> None:
     error = kind("message", url="s3://b/k", begin=5, end=9, attempts=3, elapsed=1.5)

@@ -143,7 +143,7 @@ def test_datasets_of_before_the_index_told_of_keys() -> None:
 
 def test_a_lookup_reads_one_row_group() -> None:
     data = parquet([f"key {i:06d}" for i in range(100_000)], range(100_000), group=5000)
-    source, index = DiarySource({FIRST: data}), index_of(budget=1 << 20)
+    source, index = DiarySource({FIRST: data}), index_of(budget=2 << 20)
     assert index("key 054321", source, 5.0) == 54321
     first = sum(end - begin for wave in source.waves for _, begin, end in wave)
     source.waves.clear()
@@ -156,7 +156,7 @@ def test_a_lookup_reads_one_row_group() -> None:
 
 def test_kept_keys_are_bounded() -> None:
     keys = [f"key {i:06d}" for i in range(200_000)]
-    source, index = DiarySource({FIRST: parquet(keys, range(len(keys)), group=10_000)}), index_of(budget=1 << 20)
+    source, index = DiarySource({FIRST: parquet(keys, range(len(keys)), group=10_000)}), index_of(budget=4 << 20)
     for item in range(0, 200_000, 5_000):
         assert index(keys[item], source, 5.0) == item
     assert sum(group.nbytes for group in index._groups.values()) <= 1 << 20
