@@ -75,5 +75,5 @@ setup(
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
         force=bool(SANITIZE) or DEBUG,
-    )
+    ),
 )

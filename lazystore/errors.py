@@ -172,3 +172,14 @@ def with_place(error: E, place: str) -> E:
     found = type(error)(f"{place}: {error}")
     found.__dict__.update(error.__dict__)
     return found
+
+
+def without_trace(error: E) -> E:
+    """The error, to be kept for later: no traceback, its own or of what led to it, holds on to frames and all they see."""
+    seen: set[int] = set()
+    led: BaseException | None = error
+    while led is not None and id(led) not in seen:
+        seen.add(id(led))
+        led.__traceback__ = None
+        led = led.__cause__ or led.__context__
+    return error

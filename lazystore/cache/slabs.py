@@ -8,6 +8,7 @@ their own, offsets first, so that nothing is fetched that is not wanted.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -396,7 +397,7 @@ class SlabLoad:
                 return
             for wave in self._waves:
                 if wave.error is not None:
-                    raise wave.error
+                    raise copy.copy(wave.error)  # a traceback on the one that is kept would keep this frame
             absent = [part for part, state in zip(parts, states, strict=True) if state == "absent"]
             while absent and self.granted:
                 some = [part for part in absent[:group] if part - absent[0] < group]

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lazystore.errors import LazyStoreError
+from lazystore.errors import LazyStoreError, without_trace
 from lazystore.fetch.source import Read
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Wave:
                     land(part, fill, self._reads[part], sizes)
             except LazyStoreError as error:
                 # Nothing is lost: whoever asks for the part meets the error, with its place, or cures it.
-                self.error = error.with_traceback(None)
+                self.error = without_trace(error)
             finally:
                 self._close()
                 if not self._hold:

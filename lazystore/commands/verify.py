@@ -17,6 +17,7 @@ from lazystore.errors import (
     FormatError,
     LazyStoreError,
     UnsafeDataError,
+    without_trace,
 )
 from lazystore.progress import Progress
 
@@ -155,7 +156,7 @@ def _read(items: Iterator[object], progress: Progress) -> tuple[int, LazyStoreEr
     except UnsafeDataError:
         raise
     except (FormatError, FetchError, DatasetNotFoundError) as error:
-        damage = error.with_traceback(None)  # a traceback would keep what the iteration holds
+        damage = without_trace(error)  # a traceback would keep what the iteration holds
     progress.update(count % STEP)
     return count, damage
 

@@ -257,6 +257,10 @@ class LocalSource:
         """Open, pin the identity, and close the least recently used file beyond the bound. Under the lock."""
         path = self._path(name)
         try:
+            os.fsencode(path)
+        except UnicodeEncodeError:
+            raise DatasetNotFoundError(f"{path!r} is no name a file can have; the index is damaged") from None
+        try:
             # Without O_NONBLOCK, opening a named pipe would wait for a writer for ever.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lazystore._core.frames import Lease
 from lazystore._core.scan import ItemIterator
 from lazystore.cache.flight import Deadline
-from lazystore.errors import ArenaFullError, BudgetTooSmallError, FetchTimeoutError, LazyStoreError
+from lazystore.errors import ArenaFullError, BudgetTooSmallError, FetchTimeoutError, LazyStoreError, without_trace
 from lazystore.streaming.order import WHOLE_CHUNKS, ListLeg, RangeLeg, Span, WindowLeg
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class RouteFeed:
             try:
                 self._advance(span, load)
             except LazyStoreError as error:
-                load.error = error.with_traceback(None)  # met, or cured, when the span is needed
+                load.error = without_trace(error)  # met, or cured, when the span is needed
 
     def _make_room(self, missing: Sequence[Span], present: set[Span]) -> None:
         """Give up what this leg does not need, the latest first; when there is none, read a span's items one by one."""

@@ -88,3 +88,22 @@ def test_the_particular_is_caught_as_the_general() -> None:
     assert issubclass(errors.FetchTimeoutError, errors.FetchError)
     assert issubclass(errors.SourceChangedError, errors.FetchError)
     assert not issubclass(errors.DatasetNotFoundError, errors.FetchError)
+
+
+def test_a_place_is_put_in_front_and_what_else_an_error_tells_stays() -> None:
+    error = errors.FetchError("is gone", url="u", begin=3, end=9, attempts=2)
+    placed = errors.with_place(error, "chunk 7")
+    assert type(placed) is errors.FetchError and str(placed) == "chunk 7: is gone"
+    assert (placed.url, placed.begin, placed.end, placed.attempts) == ("u", 3, 9, 2)
+
+
+def test_an_error_that_is_kept_holds_no_frames() -> None:
+    try:
+        try:
+            raise ValueError("first")
+        except ValueError:
+            raise errors.FormatError("second") from None
+    except errors.FormatError as error:
+        kept = errors.without_trace(error)
+    assert kept.__traceback__ is None
+    assert kept.__context__ is not None and kept.__context__.__traceback__ is None

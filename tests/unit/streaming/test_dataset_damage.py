@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -283,3 +285,26 @@ def test_a_pickle_is_not_executed_without_leave(tmp_path: Path) -> None:
             with pytest.raises(UnsafeDataError, match="allow_pickle=True"):
                 read()
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_dataset_whose_reading_failed_is_let_go_of(folder: Path) -> None:
+    """Errors that are kept for later must not keep the frames they came through, and with them the memory."""
+    data = bytearray((folder / BAD).read_bytes())
+    data[20:24] = b"\5\0\0\0"
+    (folder / BAD).write_bytes(bytes(data))
+
+    def read() -> weakref.ref[StreamingDataset]:
+        with StreamingDataset(folder, memory=300_000) as dataset:
+            with pytest.raises(FormatError):
+                for _ in dataset.batches(5):
+                    pass
+            with pytest.raises(FormatError):
+                list(dataset)
+            dataset.set_shuffle(True)
+            with pytest.raises(FormatError):
+                list(dataset)
+            return weakref.ref(dataset)
+
+    found = read()
+    gc.collect()
+    assert found() is None
