@@ -1,4 +1,4 @@
-"""Is another format as fast as LitData's? MosaicML's MDS through lazystore, beside lazystore on LitData's classic chunks.
+"""Is another format as fast as LitData's? MosaicML's MDS through lazystore, beside LitData's classic chunks through it.
 
 The same samples, sequential passes and random ``ds[i]``, everything resident; MosaicML's own reader with --peers. Text
 and arr fit the 256 MB budget, blob is read in a budget that holds it. Needs the datasets that MosaicML's writer makes.

@@ -175,7 +175,7 @@ def with_place(error: E, place: str) -> E:
 
 
 def without_trace(error: E) -> E:
-    """The error, to be kept for later: no traceback, its own or of what led to it, holds on to frames and all they see."""
+    """The error, to be kept for later: no traceback, its own or of what led to it, holds on to frames any more."""
     seen: set[int] = set()
     led: BaseException | None = error
     while led is not None and id(led) not in seen:
