@@ -8,11 +8,11 @@ from lazystore._core.row_shape import RowShape
 __test__: dict[str, Any]
 
 #: offset, length, validity, data, text.
-RowView: TypeAlias = tuple[int, int, Buffer | None, Buffer | None, Buffer | None]
+_RowView: TypeAlias = tuple[int, int, Buffer | None, Buffer | None, Buffer | None]
 
 @final
 class RowBatch:
     @property
     def rows(self) -> int: ...
-    def __new__(cls, shape: RowShape, views: Sequence[RowView], rows: int) -> RowBatch: ...
+    def __new__(cls, shape: RowShape, views: Sequence[_RowView], rows: int) -> RowBatch: ...
     def __reduce__(self) -> NoReturn: ...

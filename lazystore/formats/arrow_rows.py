@@ -18,8 +18,8 @@ from lazystore._core.rows import RowBatch
 from lazystore.errors import ConfigError, FormatError, MissingExtraError, UnsupportedError
 
 if TYPE_CHECKING:
-    from lazystore._core.row_shape import RowType
-    from lazystore._core.rows import RowView
+    from lazystore._core.row_shape import _RowType as RowType
+    from lazystore._core.rows import _RowView as RowView
 
 __all__ = ["RowsSchema", "RowsWriter", "has_dictionary", "require_pyarrow", "row_type_of"]
 
