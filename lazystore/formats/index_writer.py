@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lazystore.errors import FormatError
+from lazystore.errors import FormatError, UnsafeDataError
 from lazystore.formats.chunk_files import ALGORITHM, DIGEST_BYTES
+from lazystore.formats.file_names import is_inside
 
 __all__ = ["Part", "index_bytes", "joined", "part_bytes", "part_of", "same_schema"]
 
@@ -58,6 +59,7 @@ def part_of(index: Mapping[str, Any], *, place: str) -> Part:
 
     Raises:
         FormatError: it is not an index of LitData's.
+        UnsafeDataError: it names a file outside of its folder.
     """
     chunks, config = index.get("chunks"), index.get("config")
     if not isinstance(chunks, list) or not (config is None or isinstance(config, dict)):
@@ -65,6 +67,10 @@ def part_of(index: Mapping[str, Any], *, place: str) -> Part:
     for i, chunk in enumerate(chunks):
         if not isinstance(chunk, dict) or not isinstance(chunk.get("filename"), str):
             raise FormatError(f"{place}: chunk {i} is no object with a file name")
+        if not is_inside(chunk["filename"]):
+            raise UnsafeDataError(
+                f"{place} names the file {chunk['filename']!r}, which is no plain name inside its folder; refused"
+            )
         if type(chunk.get("chunk_size")) is not int or not 0 <= chunk["chunk_size"] < 1 << 32:
             raise FormatError(f"{place}: chunk {i} has no number of items")
     return Part(list(chunks), copy.deepcopy(config), _digests(index))

@@ -19,6 +19,7 @@ from typing import Any, TypeGuard, overload
 from lazystore._core.index_scan import ChunkTable
 from lazystore.errors import FormatError, UnsupportedError
 from lazystore.formats.compression import is_zstd, require_codec
+from lazystore.formats.file_names import is_inside
 
 __all__ = [
     "FRAMED_MAGIC",
@@ -422,9 +423,7 @@ def _safe_name(name: Any, i: int, place: str, paths: bool) -> str:
     """A chunk's file lies in the dataset's own directory, whatever the index says; or, with ``paths``, below it."""
     if not isinstance(name, str) or not name:
         raise FormatError(f'{place}: chunk {i} has "filename": {name!r}')
-    parts = name.replace("\\", "/").split("/")
-    outside = any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name or "://" in name
-    if outside or (len(parts) > 1 and not paths):
+    if not is_inside(name, below=paths):
         raise FormatError(
             f"{place}: chunk {i} names the file {name!r}, "
             "which is not a plain name inside the dataset's directory; refused"

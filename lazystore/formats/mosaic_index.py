@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from lazystore.errors import FormatError, UnsupportedError
+from lazystore.formats.file_names import is_inside
 
 __all__ = ["Columns", "MosaicIndex", "Shard", "StoredFile", "parse_index"]
 
@@ -179,7 +180,7 @@ def _file(entry: Mapping[str, Any], key: str, where: str) -> StoredFile:
     if not isinstance(info, dict):
         raise FormatError(f'{where} has "{key}": {json.dumps(info)}, not an object')
     name, nbytes, hashes = info.get("basename"), info.get("bytes"), info.get("hashes")
-    if not _is_safe(name):
+    if not is_inside(name, below=True):  # a merged dataset's shards lie in directories of their own
         raise FormatError(
             f'{where} has "{key}" named {name!r}, which is not a plain path inside the dataset\'s directory; refused'
         )
@@ -190,13 +191,6 @@ def _file(entry: Mapping[str, Any], key: str, where: str) -> StoredFile:
     if not isinstance(hashes, dict) or any(not isinstance(digest, str) for digest in hashes.values()):
         raise FormatError(f'{where} ({name}) has "hashes": {json.dumps(hashes)} in its "{key}", not digests by name')
     return StoredFile(name, nbytes, hashes)
-
-
-def _is_safe(name: Any) -> TypeGuard[str]:
-    """A file lies in the dataset's directory or, in a merged dataset, below it, whatever the index says."""
-    if not isinstance(name, str) or "\0" in name or "\\" in name or "://" in name:
-        return False
-    return all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lazystore.errors import FormatError, UnsafeDataError, UnsupportedError
+from lazystore.errors import FormatError, UnsupportedError
 from lazystore.fetch import Read, Source, open_source
 from lazystore.formats.dataset_folder import INDEX_NAME
 from lazystore.formats.index_writer import Part, part_of
@@ -41,10 +41,6 @@ def index_part(data: bytes | bytearray, place: str) -> tuple[Part, dict[str, Any
     part = part_of(index, place=place)
     if part.config is not None and part.config.get("item_loader") in _FOREIGN:
         raise UnsupportedError(f"{place} lists Parquet files, not chunks; write them with write_dataset instead")
-    for chunk in part.chunks:
-        name = chunk["filename"]
-        if not name or name in (".", "..") or any(mark in name for mark in ("/", "\\", "\0", "://")):
-            raise UnsafeDataError(f"{place} names the file {name!r}, which is no plain name inside its folder; refused")
     return part, {key: value for key, value in index.items() if key not in ("chunks", "config", "updated_at")}
 
 

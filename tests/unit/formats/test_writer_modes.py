@@ -13,7 +13,7 @@ import pytest
 from models import classic
 
 from lazystore import StreamingDataset
-from lazystore.errors import ConfigError, FormatError, WriteError
+from lazystore.errors import ConfigError, FormatError, UnsafeDataError, WriteError
 from lazystore.formats.writer import DatasetWriter
 
 
@@ -338,3 +338,11 @@ def _check_keys(folder: Path, state: list[dict[str, Any]]) -> None:
         if row["index"] < len(state):
             assert state[row["index"]]["id"] == row["key"]
     assert len(rows) >= len(state)
+
+
+def test_an_index_that_names_files_elsewhere_is_not_added_to(tmp_path: Path) -> None:
+    write(tmp_path / "out", OLD)
+    index = (tmp_path / "out" / "index.json").read_text().replace("chunk-0-0.bin", "../chunk-0-0.bin")
+    (tmp_path / "out" / "index.json").write_text(index)
+    with pytest.raises(UnsafeDataError, match="inside its folder"):
+        DatasetWriter(tmp_path / "out", mode="append")
