@@ -18,7 +18,7 @@ from lazystore.formats.arrow_blocks import Blocks, together
 from lazystore.formats.arrow_images import IpcImages, read_ipc_directory
 from lazystore.formats.arrow_ipc import IpcRows
 from lazystore.formats.arrow_rows import RowsSchema, require_pyarrow
-from lazystore.formats.format import Files, Format, Opened, Options, Place
+from lazystore.formats.format import BlockNames, Files, Format, Opened, Options, Place
 from lazystore.formats.litdata import parse_chunks
 from lazystore.formats.parquet_images import ParquetImages, read_parquet_footer
 
@@ -149,11 +149,10 @@ def _opened(
         hints=array("Q", sizes.values()),
         blocks=bounds,
     )
-    block_names = [file for file, (a, b) in zip(names, pairwise(bounds), strict=True) for _ in range(b - a)]
     return Opened(
         format=name,
         source=place.source,
-        names=block_names,
+        names=BlockNames(files),
         counts=blocks.counts,
         hints=blocks.hints,
         plan=DecodePlan(rows.leaves, rows.tree, names=rows.names, loose=images.loose),

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, overload
 
 from lazystore.errors import ConfigError
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lazystore.formats.codecs import Codec
 
 __all__ = [
+    "BlockNames",
     "Files",
     "Format",
     "Image",
@@ -144,6 +146,28 @@ class Files:
     counts: array[int]
     hints: array[int]
     blocks: array[int]
+
+
+class BlockNames(Sequence[str]):
+    """File names by block: a list of str that takes no memory."""
+
+    __slots__ = ("_files",)
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return self._files.blocks[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[block] for block in range(*index.indices(len(self)))]
+        block = range(len(self))[index]
+        return self._files.names[bisect_right(self._files.blocks, block) - 1]
 
 
 @dataclass(slots=True)

@@ -12,12 +12,12 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from lazystore.errors import BudgetTooSmallError
 from lazystore.formats.compression import ZSTD_HEAD, ZSTD_MAGIC, inflate_frame, read_header
 from lazystore.formats.encryption import open_token
-from lazystore.formats.format import Files, Image, Size, Step, Wait, Want
+from lazystore.formats.format import BlockNames, Files, Image, Size, Step, Wait, Want
 from lazystore.formats.litdata import FRAME_ROWS
 from lazystore.formats.litdata_chunks import Form, Steps, answered, sniff
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lazystore.formats.encryption import Encryption
     from lazystore.formats.litdata import LitDataIndex
 
-__all__ = ["BlockNames", "LitDataImages", "divide"]
+__all__ = ["LitDataImages", "divide"]
 
 KIB = 1024
 #: What blocks should have, and how many there may be before they get longer.
@@ -243,25 +243,3 @@ class LitDataImages:
             self._hold(run, SEALED * len(data))
             data = memoryview(open_token(self._encryption, bytes(data)))
         return data
-
-
-class BlockNames(Sequence[str]):
-    """File names by block: a list of str that takes no memory."""
-
-    __slots__ = ("_files",)
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
-
-    def __len__(self) -> int:
-        return self._files.blocks[-1]
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[block] for block in range(*index.indices(len(self)))]
-        block = range(len(self))[index]
-        return self._files.names[bisect_right(self._files.blocks, block) - 1]

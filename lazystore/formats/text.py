@@ -17,8 +17,8 @@ from lazystore._core.decode import DecodePlan
 from lazystore._core.fields import RecordReader, has_long_number, line_bytes, line_text, record_bytes
 from lazystore.errors import ConfigError, FormatError, UnsupportedError
 from lazystore.fetch.segments import SegmentedSource
-from lazystore.formats.format import Files, Format, Opened, Options, Place, Unindexed
-from lazystore.formats.text_chunks import ChunkNames, TextChunks
+from lazystore.formats.format import BlockNames, Files, Format, Opened, Options, Place, Unindexed
+from lazystore.formats.text_chunks import TextChunks
 from lazystore.formats.text_images import TextImages
 from lazystore.formats.text_index import TextIndex, index_path, load_index
 from lazystore.formats.text_inflate import CODECS
@@ -117,7 +117,6 @@ class TextFormat(Format):
         if names:
             about["columns"] = list(names)
         version = "-".join(dict.fromkeys(index.digest for index in indexes)) if len(indexes) < 4 else _fold(indexes)
-        found = [(text.name, index) for text, index in zip(texts, indexes, strict=True)]
         if texts[0].rules.codec:
             images = TextImages(
                 [(text.name, index, text.rules) for text, index in zip(texts, indexes, strict=True)],
@@ -130,23 +129,16 @@ class TextFormat(Format):
                 blocks=images.runs,
             )
             return Opened(
-                self.name, place.source, _Owners(found), counts, images.hints(), plan,
+                self.name, place.source, BlockNames(files), counts, images.hints(), plan,
                 images=images, files=files, version=version, about=about,
             )  # fmt: skip
-        chunks = TextChunks(found)
+        chunks = TextChunks([(text.name, index) for text, index in zip(texts, indexes, strict=True)])
         hints = array("Q", (s + 4 * (n + 2) for i in indexes for s, n in zip(i.sizes, i.counts, strict=True)))
         source = SegmentedSource(place.source, chunks, chunks.sidecars)
         return Opened(
             self.name, source, chunks.names, counts, hints, plan,
             exact=True, tables_near=True, version=version, about=about,
         )  # fmt: skip
-
-
-class _Owners(ChunkNames):
-    """The file that each block is of."""
-
-    def _name(self, chunk: int) -> str:
-        return self.files[self.file_of(chunk)]
 
 
 def _fold(indexes: list[TextIndex]) -> str:
