@@ -1,7 +1,7 @@
-"""Zstd: streams of whole chunks that are inflated as they arrive, and frames of some items, in bounded memory.
+"""Zstd: what frames say about themselves, and frames of some items inflated in bounded memory.
 
-Only decompression. Streams go only forward: random access within a compressed chunk means
-starting over, which the cache decides about.
+Only decompression. Chunks that are compressed as a whole are streams (``stream_codecs.py``), compressed texts too
+(``text_inflate.py``).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from lazystore.errors import FormatError, MissingExtraError, UnsupportedError
 __all__ = [
     "ByteStream",
     "ZstdHeader",
-    "ZstdInflater",
     "inflate_frame",
     "is_zstd",
     "item_inflater",
     "read_header",
     "require_codec",
+    "require_zstandard",
 ]
 
 #: Compressed bytes inflated at a time: the GIL is let go of meanwhile, and had again afterwards.
@@ -58,7 +58,7 @@ def require_codec(compression: str) -> None:
     """
     if not is_zstd(compression):
         raise UnsupportedError(f"compression {compression!r} is not one lazystore reads (zstd, zstd:N)")
-    _zstandard()
+    require_zstandard()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,7 @@ def read_header(head: bytes) -> ZstdHeader:
     Raises:
         FormatError: not a zstd frame.
     """
-    _zstandard()
-    import zstandard
-
+    zstandard = require_zstandard()
     try:
         parameters = zstandard.get_frame_parameters(head)
     except zstandard.ZstdError as error:
@@ -95,50 +93,19 @@ def read_header(head: bytes) -> ZstdHeader:
     return ZstdHeader(declared, int(parameters.window_size))
 
 
-def _zstandard() -> Any:
+def require_zstandard() -> Any:
+    """The package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         import zstandard
     except ImportError:
-        raise MissingExtraError("this dataset is zstd-compressed; pip install lazystore[zstd]") from None
-    return zstandard.ZstdDecompressor
-
-
-class ZstdInflater:
-    """One zstd frame, inflated forward into caller-owned buffers.
-
-    Parameters:
-        stream: the compressed bytes.
-        max_window: bytes of history the frame may ask for; bounds the memory used (RFC 8878, 3.1.1.1.2).
-
-    Threads: one at a time. Not picklable.
-    """
-
-    def __init__(self, stream: ByteStream, *, max_window: int) -> None:
-        decompressor = _zstandard()(max_window_size=max(max_window, 1 << 10))
-        self._reader = decompressor.stream_reader(stream, read_size=READ_BYTES)
-        self.position = 0
-
-    def readinto(self, view: memoryview) -> int:
-        """Fill ``view`` as far as the frame goes; returns the bytes written, less than its length only at the end.
-
-        Raises:
-            FormatError: the bytes are no zstd frame, are damaged, or need a larger window.
-        """
-        done = 0
-        try:
-            while done < len(view):
-                got = self._reader.readinto(view[done:])
-                if not got:
-                    break
-                done += got
-        except Exception as error:
-            if type(error).__name__ != "ZstdError":
-                raise
-            raise FormatError(
-                f"the zstd stream cannot be inflated after {self.position + done} bytes ({error}); it is damaged"
-            ) from error
-        self.position += done
-        return done
+        raise MissingExtraError(
+            "this dataset is zstd-compressed, which needs the package zstandard; pip install lazystore[zstd]"
+        ) from None
+    return zstandard
 
 
 def inflate_frame(frame: bytes | memoryview, *, limit: int, size: int = -1) -> bytes:
@@ -208,7 +175,7 @@ def item_inflater(limit: int) -> Callable[[bytes], bytes]:
     Raises:
         MissingExtraError: the package is not installed.
     """
-    _zstandard()
+    require_zstandard()
 
     def opened(item: bytes) -> bytes:
         return inflate_frame(item, limit=limit) if item[:4] == ZSTD_MAGIC else item

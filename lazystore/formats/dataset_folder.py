@@ -7,7 +7,6 @@ the writer dies, there is the old dataset or the new one. One writer (or one tea
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import struct
@@ -17,9 +16,10 @@ from typing import Any
 
 from lazystore.errors import ConfigError, FormatError
 from lazystore.formats.chunk_files import Folder
-from lazystore.formats.compression import ZstdInflater
+from lazystore.formats.compression import inflate_frame
 from lazystore.formats.index_writer import Part, index_bytes, joined, part_bytes, part_of
 from lazystore.formats.key_writer import KEYS_ENTRY, KEYS_FILE, KeyTable
+from lazystore.formats.packing import MAX_CHUNK_BYTES
 from lazystore.formats.write_settings import Encrypting
 
 __all__ = [
@@ -174,9 +174,10 @@ def check_same_key(folder: Folder, part: Part, encryption: Encrypting | None) ->
     name = part.chunks[0]["filename"]
     data = folder.read(name)
     if part.config.get("compression") is not None:
-        reader = ZstdInflater(io.BytesIO(data), max_window=1 << 27)
-        room = memoryview(bytearray(part.chunks[0]["chunk_bytes"]))
-        data = bytes(room[: reader.readinto(room)])
+        try:
+            data = inflate_frame(data, limit=MAX_CHUNK_BYTES)
+        except FormatError as error:
+            raise FormatError(f"{folder.url}/{name}: {error}") from None
     if encryption.level == "sample":
         if len(data) < 12:
             raise FormatError(f"{folder.url}/{name} has {len(data)} bytes, too few for a chunk")

@@ -14,7 +14,7 @@ from typing import Any
 
 from lazystore.errors import BudgetTooSmallError, FormatError, MissingExtraError, UnsupportedError
 from lazystore.formats.codecs import Codec, Inflater
-from lazystore.formats.compression import READ_BYTES, ByteStream, read_header
+from lazystore.formats.compression import READ_BYTES, ZSTD_HEAD, ZSTD_MAGIC, ByteStream, read_header, require_zstandard
 
 __all__ = ["BrotliCodec", "Bz2Codec", "GzipCodec", "SnappyCodec", "WholeCodec", "ZstdCodec", "codec_for"]
 
@@ -27,7 +27,6 @@ BROTLI_CONTEXT, BROTLI_WINDOW = 512 * KIB, 4096 * KIB
 GZIP_MEMORY = 48 * KIB + FEED_BYTES + STEP_BYTES
 #: bzip2's largest blocks: a later stream of a file may have larger ones than the first.
 BZ2_MEMORY = 4 * 900_000 + 100 * KIB + FEED_BYTES + STEP_BYTES
-ZSTD_HEAD = 18  # bytes a frame header may have
 UNKNOWN = -1
 
 _NAME = re.compile(r"(zstd|gz|bz2|br|snappy)(?::([0-9]{1,2}))?")
@@ -169,7 +168,7 @@ class _Frames:
             self.between = True
             magic = yield 4
             self.between = False
-            if magic == b"\x28\xb5\x2f\xfd":
+            if magic == ZSTD_MAGIC:
                 yield from self._frame()
             elif magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5:  # skippable
                 length = int.from_bytes((yield 4), "little")
@@ -200,7 +199,7 @@ class _Frames:
 
 class _Zstd(_Forward):
     def __init__(self, stream: ByteStream, size: int, window: int, limit: int, what: str) -> None:
-        zstandard = _package("zstandard", "zstd")
+        zstandard = require_zstandard()
         super().__init__(what, size, window + ZSTD_CONTEXT + 2 * min(window, ZSTD_BLOCK))
         self._frames = _Frames(stream)
         self._error = zstandard.ZstdError
@@ -226,7 +225,7 @@ class ZstdCodec:
     memory = 0
 
     def __init__(self, name: str) -> None:
-        _package("zstandard", "zstd")
+        require_zstandard()
         self.name = name
 
     def open(self, stream: Any, *, limit: int, stored: int, size: int) -> Inflater:

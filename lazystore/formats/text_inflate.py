@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from lazystore.errors import BudgetTooSmallError, FormatError, MissingExtraError, UnsupportedError
-from lazystore.formats.compression import read_header
+from lazystore.errors import BudgetTooSmallError, FormatError, UnsupportedError
+from lazystore.formats.compression import read_header, require_zstandard
 
 __all__ = ["CODECS", "GzipStream", "TextStream", "ZstdStream", "open_stream"]
 
@@ -113,7 +113,7 @@ class ZstdStream(TextStream):
     """
 
     def __init__(self, limit: int) -> None:
-        self._zstd = _zstandard()
+        self._zstd = require_zstandard()
         self._limit = limit
         self._pending = bytearray()
         self._frame: Any = None
@@ -211,14 +211,6 @@ class ZstdStream(TextStream):
         self._checksum = bool(descriptor >> 2 & 1)
         self._frame = self._zstd.ZstdDecompressor(max_window_size=max(window, KIB)).decompressobj()
         return header
-
-
-def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise MissingExtraError("the text is zstd-compressed; pip install lazystore[zstd]") from None
-    return zstandard
 
 
 #: Ends of file names, and what they are compressed with.

@@ -1,8 +1,7 @@
-"""zstd streams: inflated forward into the caller's buffers, checked, in bounded memory."""
+"""zstd frames: what they say about themselves, and their content, checked, in bounded memory."""
 
 from __future__ import annotations
 
-import io
 import random
 import sys
 import tracemalloc
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 
 from lazystore.errors import FormatError, MissingExtraError, UnsupportedError
 from lazystore.formats.compression import (
-    ZstdInflater,
     inflate_frame,
     is_zstd,
     item_inflater,
@@ -26,7 +24,6 @@ from lazystore.formats.compression import (
 zstandard = pytest.importorskip("zstandard")
 
 CONTENT = random.Random(0).randbytes(40_000) + bytes(60_000)
-LARGE = 1 << 27
 
 
 def pack(content: bytes, **options: Any) -> bytes:
@@ -34,88 +31,6 @@ def pack(content: bytes, **options: Any) -> bytes:
 
 
 PACKED = pack(CONTENT)
-
-
-def inflate(data: bytes, size: int, *, max_window: int = LARGE) -> bytes:
-    buffer = bytearray(size)
-    got = ZstdInflater(io.BytesIO(data), max_window=max_window).readinto(memoryview(buffer))
-    return bytes(buffer[:got])
-
-
-def test_a_frame_comes_back_whole() -> None:
-    assert inflate(PACKED, len(CONTENT)) == CONTENT
-    assert inflate(PACKED, len(CONTENT) + 1000) == CONTENT
-    assert inflate(pack(b""), 10) == b""
-
-
-@given(st.lists(st.integers(0, 30_000), max_size=20))
-def test_pieces_of_any_size_follow_each_other(sizes: list[int]) -> None:
-    inflater = ZstdInflater(io.BytesIO(PACKED), max_window=LARGE)
-    at = 0
-    for size in sizes:
-        buffer = bytearray(size)
-        got = inflater.readinto(memoryview(buffer))
-        assert got == min(size, len(CONTENT) - at)
-        assert buffer[:got] == CONTENT[at : at + got]
-        at += got
-        assert inflater.position == at
-
-
-def test_a_stream_that_comes_in_drops_is_the_same() -> None:
-    class Drops(io.BytesIO):
-        def read(self, n: int | None = -1, /) -> bytes:
-            return super().read(min(7, n if n is not None and n >= 0 else 7))
-
-    buffer = bytearray(len(CONTENT))
-    assert ZstdInflater(Drops(PACKED), max_window=LARGE).readinto(memoryview(buffer)) == len(CONTENT)
-    assert buffer == CONTENT
-
-
-@pytest.mark.parametrize("keep", [0, 1, 5, 100, len(PACKED) - 1])
-def test_a_stream_that_ends_early_gives_what_there_is(keep: int) -> None:
-    try:
-        found = inflate(PACKED[:keep], len(CONTENT))
-    except FormatError:
-        return
-    assert len(found) < len(CONTENT)
-    assert CONTENT.startswith(found)
-
-
-@pytest.mark.parametrize("data", [b"no zstd at all", b"\x28\xb5\x2f\xfd" + b"\xff" * 40])
-def test_a_stream_that_is_no_frame_is_a_format_error(data: bytes) -> None:
-    with pytest.raises(FormatError, match="zstd stream cannot be inflated after 0 bytes"):
-        inflate(data, 10)
-
-
-@given(st.integers(0, len(PACKED) - 1), st.integers(1, 255))
-def test_a_damaged_frame_with_a_checksum_is_never_taken_for_good(at: int, flip: int) -> None:
-    good = pack(CONTENT, write_checksum=True)
-    damaged = bytearray(good)
-    damaged[at % len(good)] ^= flip
-    try:
-        found = inflate(bytes(damaged), len(CONTENT) + 1)
-    except FormatError:
-        return
-    assert found == CONTENT or len(found) != len(CONTENT) or at % len(good) < 18
-
-
-def test_an_error_of_the_stream_itself_comes_through() -> None:
-    class Broken(io.BytesIO):
-        def read(self, n: int | None = -1, /) -> bytes:
-            raise ConnectionResetError("cut")
-
-    with pytest.raises(ConnectionResetError):
-        ZstdInflater(Broken(), max_window=LARGE).readinto(memoryview(bytearray(10)))
-
-
-def test_a_window_beyond_the_bound_is_refused_not_allocated() -> None:
-    parameters = zstandard.ZstdCompressionParameters(window_log=25, write_content_size=False)
-    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-    packed = packer.compress(CONTENT) + packer.flush()
-    assert read_header(packed).window == 1 << 25
-    assert inflate(packed, len(CONTENT), max_window=1 << 25) == CONTENT
-    with pytest.raises(FormatError):
-        inflate(packed, len(CONTENT), max_window=1 << 24)
 
 
 def test_a_header_tells_size_and_window() -> None:
@@ -151,7 +66,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     for attempt in (
         lambda: require_codec("zstd"),
         lambda: read_header(PACKED),
-        lambda: ZstdInflater(io.BytesIO(PACKED), max_window=LARGE),
+        lambda: inflate_frame(PACKED, limit=len(CONTENT)),
     ):
         with pytest.raises(MissingExtraError, match=r"pip install lazystore\[zstd\]"):
             attempt()
