@@ -65,13 +65,12 @@ def add(commands: Subparsers) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Convert."""
     from lazystore.commands.jpegs import KEEPING_JPEGS, holds_jpegs
-    from lazystore.commands.layout import is_indexed
     from lazystore.commands.options import open_dataset
 
     to = arguments.to or ("jsonl" if arguments.dst.endswith(".jsonl") else "litdata")
     _check(arguments, to)
     dataset = open_dataset(arguments, arguments.src)
-    if to == "litdata" and is_indexed(dataset) and holds_jpegs(dataset):
+    if to == "litdata" and dataset.indexed and holds_jpegs(dataset):
         dataset.close()
         dataset = open_dataset(arguments, arguments.src, serializers=KEEPING_JPEGS)
     with dataset:
@@ -94,9 +93,7 @@ def _check(arguments: argparse.Namespace, to: str) -> None:
 
 def _items(dataset: StreamingDataset, label: str) -> Iterator[Any]:
     """All items in order, with progress."""
-    from lazystore.commands.layout import is_indexed
-
-    with Progress(dataset.total if is_indexed(dataset) else None, label) as progress:
+    with Progress(dataset.total if dataset.indexed else None, label) as progress:
         count = 0
         for item in dataset:
             yield item

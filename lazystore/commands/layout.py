@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lazystore import StreamingDataset
     from lazystore.formats.format import Opened
 
-__all__ = ["Layout", "is_indexed", "largest_item", "layout_of"]
+__all__ = ["Layout", "largest_item", "layout_of"]
 
 #: Bytes and number of offset tables that are read to know the largest item.
 CHEAP_TABLES, CHEAP_BYTES = 16, 4 << 20
@@ -66,7 +66,7 @@ class Layout:
 
 def layout_of(dataset: StreamingDataset) -> Layout:
     """The layout of an open dataset; text that has no index yet is read through for it."""
-    opened = dataset._opened
+    opened = dataset.opened
     about = opened.about
     chunks = opened if opened.files is None else opened.files
     # Hints of encoded chunks are of what they become, those of made ones of their images.
@@ -89,11 +89,6 @@ def _listed(value: object) -> str:
     if value is True:
         return "recorded"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def is_indexed(dataset: StreamingDataset) -> bool:
-    """Whether it is known how many items there are, without reading everything."""
-    return dataset._unindexed is None
 
 
 def largest_item(layout: Layout, timeout: float = 30.0) -> int | None:

@@ -30,7 +30,7 @@ def add(commands: Subparsers) -> argparse.ArgumentParser:
         "Predicts what an epoch takes: memory, requests, bytes, round trips to the first item, shuffle quality.\n"
         "Reads the index only. A local dataset is taken as if it lay on such a storage.",
         "lazystore plan s3://bucket/data --memory 1GB --workers 4 --batch 32 --shuffle",
-        "lazystore plan data --memory 64MB --shuffle global --latency 50 --bandwidth 1GB --json",
+        "lazystore plan data --memory 64MB --shuffle global --latency-ms 50 --bandwidth 1GB --json",
     )
     command.add_argument("url", help="folder, file or URL of the dataset")
     command.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that share the budget")
@@ -40,7 +40,7 @@ def add(commands: Subparsers) -> argparse.ArgumentParser:
     )
     command.add_argument("--seed", type=int, default=42, help="of the shuffle (default: 42)")
     command.add_argument(
-        "--latency", type=float, default=LATENCY_MS, metavar="MS", help=f"of a request (default: {LATENCY_MS:g})"
+        "--latency-ms", type=float, default=LATENCY_MS, metavar="MS", help=f"of a request (default: {LATENCY_MS:g})"
     )
     command.add_argument(
         "--bandwidth", default=BANDWIDTH, metavar="SIZE", help=f"bytes per second of the link (default: {BANDWIDTH})"
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = foresee(
             dataset,
             workers=arguments.workers, batch=arguments.batch, shuffle=SHUFFLES[arguments.shuffle], seed=arguments.seed,
-            latency=arguments.latency / 1e3, bandwidth=bandwidth,
+            latency=arguments.latency_ms / 1e3, bandwidth=bandwidth,
         )  # fmt: skip
     if arguments.json:
         print(json.dumps(found))

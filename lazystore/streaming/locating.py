@@ -80,12 +80,12 @@ def find_place(
         ConfigError: several formats lie side by side, or the one that was asked for is not there.
     """
     if root.pattern:
-        names = {root.pattern: -1} if root.named else _listed(root, url, storage_options)
+        names = {root.pattern: -1} if root.named else _listed(root, url, storage_options, timeout)
         return (*_of_files(names, url, format, source, timeout, budget),)
     try:
         index = source.read_all(INDEX_NAME, limit=MAX_INDEX_BYTES, timeout=timeout)
     except DatasetNotFoundError:
-        names = _listed(root, url, storage_options)
+        names = _listed(root, url, storage_options, timeout)
         if not any(_is_data(name, format) for name in names):
             raise DatasetNotFoundError(_nothing_there(source.url, names)) from None
         return (*_of_files(names, url, format, source, timeout, budget),)
@@ -120,10 +120,10 @@ def _suffixes(format: str | Format) -> tuple[str, ...]:
     return format.suffixes if isinstance(format, Format) else suffixes_of(format)
 
 
-def _listed(root: Root, url: str, storage_options: Mapping[str, Any]) -> dict[str, int]:
+def _listed(root: Root, url: str, storage_options: Mapping[str, Any], timeout: float) -> dict[str, int]:
     """Files in the directory that fit the pattern."""
     try:
-        found = list_objects(root.url, root.pattern or "*", storage_options)
+        found = list_objects(root.url, root.pattern or "*", storage_options, timeout=timeout)
     except DatasetNotFoundError:
         found = {}
     if root.pattern and not any(fnmatch.fnmatchcase(name, root.pattern) for name in found):

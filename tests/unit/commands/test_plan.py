@@ -170,7 +170,7 @@ def test_command_prints_what_is_foreseen(tmp_path: Path, capsys: pytest.CaptureF
     told = json.loads(capsys.readouterr().out)
     assert told["items"] == 200 and told["memory"] == 4_000_000 and told["requests"] > 0
     assert told["batches_handed_out"] == 2 * 2 * 8 * (told["bytes"] // 200) or told["batches_handed_out"] > 0
-    assert cli.main([*line, "--latency", "50", "--bandwidth", "1GB"]) == 0
+    assert cli.main([*line, "--latency-ms", "50", "--bandwidth", "1GB"]) == 0
     out = capsys.readouterr().out
     assert len(out.splitlines()) == len(told) and "items                  200" in out
     assert cli.main(["plan", folder, "--bandwidth", "much"]) == 1
