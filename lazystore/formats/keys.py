@@ -141,7 +141,8 @@ class KeyIndex:
                 while len(self._groups) > 1 and sum(kept.nbytes for kept in self._groups.values()) > self._kept_room:
                     self._groups.popitem(last=False)
             self._groups.move_to_end((name, number))
-            found = group.find(key)
+            with _placed(f"{self._place}/{name}"):
+                found = group.find(key)
             if group.nbytes > self._kept_room:
                 del self._groups[name, number]
             if found is not None:

@@ -53,6 +53,8 @@ def root_of(url: str, format: str | Format | None) -> Root:
             return Root(path)
         if os.path.isfile(path):
             return Root(head or ".", name, named=True)
+        if not ("*" in name or "[" in name):
+            return Root(path)  # nothing is there: reading says so
     else:
         head, name = url.rstrip("/").rpartition("/")[::2]
     suffixes = _suffixes(format) if format else tuple(end for known in _FILE_FORMATS for end in suffixes_of(known))
@@ -86,6 +88,8 @@ def find_place(
         index = source.read_all(INDEX_NAME, limit=MAX_INDEX_BYTES, timeout=timeout)
     except DatasetNotFoundError:
         names = _listed(root, url, storage_options, timeout)
+        if source.local and not os.path.exists(source.url):
+            raise DatasetNotFoundError(f"{url} does not exist") from None
         if not any(_is_data(name, format) for name in names):
             raise DatasetNotFoundError(_nothing_there(source.url, names)) from None
         return (*_of_files(names, url, format, source, timeout, budget),)

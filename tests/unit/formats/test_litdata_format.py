@@ -315,7 +315,7 @@ def test_indexes_of_any_age_open(tmp_path: Path) -> None:
         (folder / "index.json").write_text(json.dumps(index))
         for extra in ({}, {"sniff": "all"}):
             opened = open_dataset(folder, extra=extra)
-            assert samples(opened) == rows and opened.version == "0"
+            assert samples(opened) == rows and opened.version.endswith("'0')")
 
 
 @pytest.mark.parametrize("loader", ["TemporalArrayLoader", "ParquetLoader"])
