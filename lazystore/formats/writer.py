@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from lazystore.errors import ClosedError, ConfigError
+from lazystore.errors import ClosedError, ConfigError, WriteError
 from lazystore.formats.chunk_files import open_folder
 from lazystore.formats.dataset_folder import Claim, check_same_key, claim, finish_dataset
 from lazystore.formats.key_writer import KeyTable
@@ -160,8 +160,8 @@ class DatasetWriter:
         try:
             self._shard.flush()
             finish_dataset(self._folder, [("the new chunks", self._shard.part)], claim=self._claim, keys=self._keys)
-        except BaseException:
-            self._abort()
+        except BaseException as error:
+            self._abort(error)
             raise
         self._closed = True
 
@@ -175,19 +175,26 @@ class DatasetWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if error is None:
             self.close()
         elif not self._closed:
-            self._abort()
+            self._abort(error)
 
     def _require_open(self) -> None:
         if self._closed:
             raise ClosedError(f"the writer of {self._folder.url} is closed; make a new one")
 
-    def _abort(self) -> None:
-        """Close without an index, and take back the chunks this writer made (only those)."""
+    def _abort(self, error: BaseException) -> None:
+        """Close without an index, and take back the chunks this writer made (only those).
+
+        Parameters:
+            error: why; where chunks cannot be removed, it is told so in a note rather than replaced.
+        """
         self._closed = True
-        self._shard.take_back()
+        try:
+            self._shard.take_back()
+        except WriteError as left:
+            error.add_note(f"chunks that were written already could not be removed: {left}")
 
 
 def means_tokens(tokens: bool, item_loader: object) -> bool:

@@ -14,6 +14,7 @@ from models import classic
 
 from lazystore import StreamingDataset
 from lazystore.errors import ConfigError, FormatError, UnsafeDataError, WriteError
+from lazystore.formats.chunk_files import LocalFolder
 from lazystore.formats.writer import DatasetWriter
 
 
@@ -346,3 +347,17 @@ def test_an_index_that_names_files_elsewhere_is_not_added_to(tmp_path: Path) -> 
     (tmp_path / "out" / "index.json").write_text(index)
     with pytest.raises(UnsafeDataError, match="inside its folder"):
         DatasetWriter(tmp_path / "out", mode="append")
+
+
+def test_the_error_that_ended_a_writer_is_told_even_where_chunks_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: LocalFolder, name: str) -> None:
+        raise WriteError(5, "refused", name)
+
+    with pytest.raises(RuntimeError, match="mine") as caught, DatasetWriter(tmp_path / "out", chunk_size=2) as writer:
+        for sample in OLD:
+            writer.write(sample)
+        monkeypatch.setattr(LocalFolder, "delete", refuse)
+        raise RuntimeError("mine")
+    assert "could not be removed" in caught.value.__notes__[0]
