@@ -52,7 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def describe(dataset: StreamingDataset) -> dict[str, Any]:
-    """Plain JSON. Sizes in bytes; None: there is none, or it is not known without reading much."""
+    """Plain JSON. Sizes in bytes; None: there is none, or it is not known without reading much.
+
+    A compression is "unknown" where the format does not tell (Parquet's is each column chunk's own).
+    """
     from lazystore.commands.layout import largest_item, layout_of
     from lazystore.streaming.division import divide
 
@@ -69,7 +72,7 @@ def describe(dataset: StreamingDataset) -> dict[str, Any]:
         "chunk_bytes": layout.stored // layout.chunks if layout.chunks and layout.stored else None,
         "mean_item": (sum(opened.hints) - layout.tables) // layout.items if whole else None,
         "largest_item": largest_item(layout),
-        "compression": opened.about.get("compression") or None,
+        "compression": opened.about.get("compression", "unknown") or None,
         "encryption": opened.about.get("encryption") or None,
         "checksums": layout.checksums or None,
         "schema": layout.schema,

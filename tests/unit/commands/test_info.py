@@ -75,3 +75,13 @@ def test_compressed_chunks_have_no_sizes_that_nobody_knows(tmp_path: Path, capsy
 def test_info_about_nothing_is_a_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_compression_that_the_format_does_not_tell_is_not_called_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"a": list(range(1000))}), tmp_path / "x.parquet", compression="zstd")
+    assert told(tmp_path / "x.parquet", capsys)["compression"] == "unknown"
