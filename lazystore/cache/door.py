@@ -148,6 +148,6 @@ class Door:
         self.source.run([Read(self.layout.names[chunk], size - ROWS_TRAILER, tail)], timeout=30.0)
         if tail[4:] == ROWS_MAGIC:
             raise UnsupportedError(
-                f"{self.chunk_place(chunk)} holds Arrow rows (LitData 0.2.74 and later); "
-                "this version does not read them"
+                f"{self.chunk_place(chunk)} holds Arrow rows (LitData 0.2.74 and later), but the dataset was opened "
+                'as one without; pass format_options={"sniff": "all"}, which looks at every chunk'
             )

@@ -98,7 +98,7 @@ def placed(place: str) -> Iterator[None]:
     try:
         yield
     except (ConfigError, FormatError, UnsupportedError, MissingExtraError) as error:
-        if place.rpartition("/")[0] in str(error):
+        if (place.rpartition("/")[0] or place) in str(error):
             raise
         raise with_place(error, place) from error
 

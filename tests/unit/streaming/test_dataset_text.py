@@ -15,7 +15,7 @@ import pytest
 from support.golden import GOLDEN, assert_same, expected
 
 import lazystore.streaming.dataset as dataset_module
-from lazystore import FormatError, SourceChangedError, StreamingDataset
+from lazystore import ConfigError, FormatError, SourceChangedError, StreamingDataset
 from lazystore.testing import ObjectStore
 
 ROWS = [{"id": i, "text": f"{i} " * (i % 90)} for i in range(30_000)]
@@ -192,3 +192,12 @@ def test_options_reach_the_format(options: dict[str, Any], first: Any, tmp_path:
     (tmp_path / "a.csv").write_bytes(b"h,i\na,b\n" if "raw" in options else b"a,b\nc,d\n")
     with StreamingDataset(tmp_path / "a.csv", memory="2MB", **options) as dataset:
         assert dataset[0] == first and next(iter(dataset)) == first
+
+
+def test_a_bare_file_name_is_in_front_of_what_is_wrong_with_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"1\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^a\.jsonl: columns="):
+        StreamingDataset("a.jsonl", columns=["x"])
