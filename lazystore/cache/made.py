@@ -17,7 +17,7 @@ from lazystore.cache.door import HEAD_BYTES, Door
 from lazystore.cache.flight import Arrivals, Deadline
 from lazystore.cache.foresight import Foresight
 from lazystore.cache.making import Making
-from lazystore.errors import ArenaFullError, BudgetTooSmallError, FetchTimeoutError, FormatError, LazyStoreError
+from lazystore.errors import ArenaFullError, FetchTimeoutError, FormatError, LazyStoreError
 from lazystore.fetch.source import Source
 from lazystore.formats.format import Image, Images
 
@@ -186,15 +186,9 @@ class MadeChunks:
         return False
 
     def _begin(self, run: int, block: int) -> Making:
-        needed = self._images.scratch(run)
-        if needed > self._room:
-            raise BudgetTooSmallError(
-                f"making it takes {needed} bytes besides the result, {self._room} are reserved; "
-                f"give at least {4 * needed} bytes more memory"
-            )
         self._open[run] = making = Making(
             self._images, run, block,
-            source=self._source, timeout=self._timeout, on_arrival=self._arrivals.announce,
+            source=self._source, timeout=self._timeout, room=self._room, on_arrival=self._arrivals.announce,
         )  # fmt: skip
         return making
 
@@ -300,7 +294,7 @@ class MadeChunks:
             try:
                 self._open[run] = Making(
                     self._images, run, following,
-                    source=self._source, timeout=self._timeout, on_arrival=self._arrivals.announce,
+                    source=self._source, timeout=self._timeout, room=self._room, on_arrival=self._arrivals.announce,
                 )  # fmt: skip
             except LazyStoreError:
                 break  # met when it is wanted

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from lazystore.errors import FormatError
+from lazystore.errors import BudgetTooSmallError, FormatError
 from lazystore.fetch.source import Read
 from lazystore.formats.format import Image, Images, Size, Step, Wait, Want
 
@@ -26,6 +26,7 @@ class Making:
         images, run, first: what is made, from which block on.
         source: where the bytes are.
         timeout: seconds a wave of requests may take.
+        room: bytes it may hold at most.
         on_arrival: called from any thread when bytes have come.
 
     Attributes:
@@ -45,6 +46,7 @@ class Making:
         *,
         source: Source,
         timeout: float,
+        room: int,
         on_arrival: Callable[[], None],
     ) -> None:
         self.run = run
@@ -54,6 +56,7 @@ class Making:
         self._end = images.runs[run + 1]
         self._source = source
         self._timeout = timeout
+        self._room = room
         self._on_arrival = on_arrival
         self._steps: Generator[Step, Any, None] = images.open(run, first)
         self._answer: Any = None
@@ -92,6 +95,7 @@ class Making:
             while self._image is None and not self.over:
                 if self._flight is not None and not self._collect():
                     return False
+                self._check_room()
                 answer, self._answer = self._answer, None
                 try:
                     step = self._steps.send(answer)
@@ -136,6 +140,16 @@ class Making:
             raise FormatError(f"its format made block {image.block} where block {self.next} comes next")
         self._image = image
         self.next += 1
+
+    def _check_room(self) -> None:
+        """What it needs may have grown with what it has learned."""
+        needed = self.scratch
+        if needed > self._room:
+            raise BudgetTooSmallError(
+                f"making it takes {needed} bytes besides the result, {self._room} are reserved; "
+                f"give at least {4 * needed} bytes more memory",
+                needed=needed,
+            )
 
     def _send(self, step: list[Want | Size], urgent: bool) -> None:
         total = sum(want.nbytes for want in step if isinstance(want, Want))

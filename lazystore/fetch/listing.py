@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from lazystore.errors import ConfigError, DatasetNotFoundError, FetchError, LazyStoreError
 from lazystore.fetch.options import HTTP, check_extra, fsspec_options, is_local, local_path, protocol_of, redact
 
-__all__ = ["UNKNOWN_SIZE", "is_pattern", "list_objects", "natural_key"]
+__all__ = ["UNKNOWN_SIZE", "list_objects", "natural_key"]
 
 UNKNOWN_SIZE = -1
 ATTEMPTS = 3
@@ -32,11 +32,6 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
         digits = part.lstrip("0")  # compared by length first: that is their order as numbers, however many there are
         parts.append((0, len(digits), digits) if part.isdigit() and part.isascii() else (1, 0, part))
     return [part for part in parts if part != (1, 0, "")], name
-
-
-def is_pattern(name: str) -> bool:
-    """Whether this is a pattern rather than a file's name."""
-    return any(sign in name for sign in "*?[")
 
 
 def list_objects(

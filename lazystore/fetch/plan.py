@@ -19,7 +19,6 @@ __all__ = [
     "REMOTE_MAX_GAP",
     "Run",
     "coalesce",
-    "gap_worth_reading",
     "split",
 ]
 
@@ -163,14 +162,3 @@ def split(begin: int, end: int, *, max_bytes: int = PART_BYTES, align: int = 1) 
     step = -(-length // count)
     step = min(largest, -(-step // align) * align)
     return [(at, min(at + step, end)) for at in range(begin, end, step)]
-
-
-def gap_worth_reading(latency: float, bandwidth: float, *, parallel: int = 1) -> int:
-    """Bytes that may be read along instead of sending another request.
-
-    Args:
-        latency: seconds from a request to its first byte.
-        bandwidth: bytes per second one connection carries.
-        parallel: requests under way at the same time; each of them pays only its share of the latency.
-    """
-    return max(0, int(latency * bandwidth / max(1, parallel)))

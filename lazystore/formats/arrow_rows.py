@@ -195,6 +195,13 @@ class _Column:
 
 
 def _columns(schema: Any, wanted: Sequence[str] | None) -> list[_Column]:
+    try:
+        return _found_columns(schema, wanted)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"the schema has a name that is not UTF-8: {error}") from error
+
+
+def _found_columns(schema: Any, wanted: Sequence[str] | None) -> list[_Column]:
     names = list(schema.names)
     if wanted is not None:
         if isinstance(wanted, str) or not all(isinstance(name, str) for name in wanted):

@@ -283,6 +283,8 @@ class Framed:
 
 
 def _open_framed(name: str, count: int, size: int, head: memoryview) -> Steps:
+    if len(head) < HEADER.size:
+        raise FormatError(f"it has {size} bytes, its header alone {HEADER.size}; it is truncated")
     _, version, flags, n, rows, frames = HEADER.unpack(head)
     if version != 1 or flags:
         raise FormatError(f"it is framed zstd of version {version} with flags {flags}; version 1 without is known")

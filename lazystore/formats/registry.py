@@ -21,7 +21,6 @@ __all__ = [
     "format_names",
     "register_format",
     "suffixes_of",
-    "unregister_format",
 ]
 
 GROUP = "lazystore.formats"
@@ -52,11 +51,6 @@ def register_format(format: Format) -> None:
     if format.name in _OWN:
         raise ConfigError(f"format name {format.name!r} is taken by lazystore's own")
     _registered[format.name] = format
-
-
-def unregister_format(name: str) -> None:
-    """Forget a format that was registered in this process; one that was not is no error."""
-    _registered.pop(name, None)
 
 
 def format_names() -> list[str]:

@@ -16,7 +16,7 @@ from lazystore.errors import BudgetTooSmallError, FormatError, MissingExtraError
 from lazystore.formats.codecs import Codec, Inflater
 from lazystore.formats.compression import READ_BYTES, ZSTD_HEAD, ZSTD_MAGIC, ByteStream, read_header, require_zstandard
 
-__all__ = ["BrotliCodec", "Bz2Codec", "GzipCodec", "SnappyCodec", "WholeCodec", "ZstdCodec", "codec_for"]
+__all__ = ["BrotliCodec", "Bz2Codec", "GzipCodec", "SnappyCodec", "ZstdCodec", "codec_for"]
 
 KIB = 1024
 #: Stored bytes given to a decoder at a time that copies what it did not use yet, and bytes taken out at a time.
@@ -479,39 +479,6 @@ def _snappy_length(head: bytes | bytearray) -> int:
                 break
             return value
     raise FormatError("it does not begin with a snappy block; it is damaged or another file")
-
-
-class WholeCodec:
-    """Chunks that can only be decoded in one piece, by a function of the stored bytes: decryption.
-
-    Parameters:
-        name: as the index calls it.
-        decode: stored bytes to the chunk's; its errors are its own.
-        growth: bytes held at once while it works, in stored lengths: those, what comes out and what is between.
-        largest: bytes of the largest stored chunk, 0: unknown.
-
-    Memory: ``growth`` times the stored bytes, at most ``limit``; the chunk's bytes afterwards.
-    """
-
-    def __init__(self, name: str, decode: Callable[[bytes], bytes], *, growth: float = 5.0, largest: int = 0) -> None:
-        self.name = name
-        self._decode = decode
-        self._growth = growth
-        self.memory = int(growth * largest)
-
-    def open(self, stream: Any, *, limit: int, stored: int, size: int) -> Inflater:
-        _within(limit, int(stored * self._growth), self.name)
-        most = int(limit / self._growth)
-        data = _read_whole(stream, most)
-        if len(data) > most:
-            _within(limit, int(len(data) * self._growth) + 1, self.name)
-        need = int(len(data) * self._growth)
-        decoded = self._decode(bytes(data))
-        if size and len(decoded) != size:
-            raise FormatError(
-                f"its {self.name} stream holds {len(decoded)} bytes, the index says {size}; it is damaged"
-            )
-        return _Whole(decoded, self.name, max(need, len(decoded)))
 
 
 def _package(name: str, extra: str) -> Any:

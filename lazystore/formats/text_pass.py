@@ -23,7 +23,7 @@ __all__ = ["Text", "TextPass"]
 log = logging.getLogger("lazystore")
 
 #: A plain text has chunks of about so many bytes, and at most so many items.
-CHUNK_BYTES, CHUNK_ITEMS = 16 << 20, 1 << 20
+CHUNK_BYTES, CHUNK_ITEMS = 16 << 20, 1 << 18
 #: Bytes a pass may hold at least, whatever the budget.
 MIN_ROOM = 2 << 20
 

@@ -321,11 +321,13 @@ class StreamingDataset(TorchKind, Epochs):
         """The item with this key, of a dataset that was written with keys.
 
         Raises:
-            ConfigError: the dataset has no keys.
+            ConfigError: the dataset has no keys, or this is a selection of one.
             KeyError: none of its items has this one.
         """
         if self._opened.key_index is None:
             raise ConfigError(f"{self._memory.source.url} has no keys; write it with key_fn=")
+        if self._selection is not None:
+            raise ConfigError("a selection has no keys of its own; ask the dataset it was taken from")
         number = self._opened.key_index(key, self._memory.source, self._config.chunk_timeout)
         return self._reader.get(number)
 

@@ -21,7 +21,7 @@ IN_FLIGHT_SHARE, MAX_IN_FLIGHT, MIN_IN_FLIGHT = 8, 16 * MIB, 128 * 1024
 BODY_COPIES = 2
 #: Share of the budget for offset tables that shuffles keep beside the frames.
 TABLES_SHARE = 32
-#: So many runs are asked how much they need; the others will not need much more.
+#: So many runs, spread over all, are asked how much they need; the others will not need much more.
 RUNS_LOOKED_AT = 1024
 #: Frames a made block takes: what the last one wastes is a small part of it then. And the fewest of an arena.
 FRAMES_A_BLOCK, FRAMES_AT_LEAST, MIN_FRAME = 4, 128, 4096
@@ -111,8 +111,8 @@ def _least_scratch(opened: Opened) -> int:
         return opened.codec.memory
     if opened.images is None:
         return 0
-    runs = min(len(opened.images.runs) - 1, RUNS_LOOKED_AT)
-    return max((opened.images.scratch(run) for run in range(runs)), default=0)
+    runs = range(len(opened.images.runs) - 1)
+    return max(map(opened.images.scratch, runs[:: len(runs) // RUNS_LOOKED_AT + 1]), default=0)
 
 
 def _frame_bytes(opened: Opened, arena: int) -> int:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazystore.errors import ConfigError, DatasetNotFoundError, FetchError, MissingExtraError
-from lazystore.fetch.listing import UNKNOWN_SIZE, is_pattern, list_objects, natural_key
+from lazystore.fetch.listing import UNKNOWN_SIZE, list_objects, natural_key
 from lazystore.testing import FaultyFileSystem, FileFaults, ObjectStore
 
 FILES = {"part-10.parquet": 3, "part-2.parquet": 1, "part-1 a+b%c.parquet": 2, "index.json": 4, ".hidden": 5}
@@ -126,12 +126,3 @@ def test_numbers_in_names_sort_as_numbers(numbers: list[int]) -> None:
 def test_any_names_have_one_order(names: list[str]) -> None:
     backwards = names[::-1]
     assert sorted(names, key=natural_key) == sorted(backwards, key=natural_key)
-
-
-def test_patterns_are_told_from_names() -> None:
-    assert [is_pattern(name) for name in ("a.parquet", "*.parquet", "a?.jsonl", "a[12].csv")] == [
-        False,
-        True,
-        True,
-        True,
-    ]

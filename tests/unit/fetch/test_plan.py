@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lazystore.errors import ConfigError
-from lazystore.fetch.plan import MAX_MERGED_BYTES, PART_BYTES, Run, coalesce, gap_worth_reading, split
+from lazystore.fetch.plan import MAX_MERGED_BYTES, PART_BYTES, Run, coalesce, split
 
 
 def test_ranges_closer_than_the_gap_become_one_run() -> None:
@@ -71,12 +71,6 @@ def test_parts_begin_at_multiples_of_the_alignment() -> None:
 def test_impossible_part_sizes_are_refused(max_bytes: int, align: int) -> None:
     with pytest.raises(ConfigError, match="align"):
         split(0, 100, max_bytes=max_bytes, align=align)
-
-
-def test_the_gap_worth_reading_is_what_the_latency_would_carry() -> None:
-    assert gap_worth_reading(0.020, 50e6) == 1_000_000
-    assert gap_worth_reading(0.020, 50e6, parallel=64) == 15_625
-    assert gap_worth_reading(0.0, 50e6) == 0
 
 
 def test_a_merged_run_is_worth_at_most_a_few_parts() -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from support.golden import GOLDEN
 
 from lazystore.errors import BudgetTooSmallError, FetchError, FormatError, MissingExtraError, UnsupportedError
-from lazystore.formats.stream_codecs import WholeCodec, brotli_window, codec_for
+from lazystore.formats.stream_codecs import brotli_window, codec_for
 
 LARGE = 1 << 27
 CONTENT = random.Random(4).randbytes(90_000) + bytes(300_000) + b"the end, " * 1000
@@ -279,17 +279,3 @@ def test_shards_of_the_real_writer_inflate_to_their_indexed_length(name: str) ->
         stored = (folder / shard["zip_data"]["basename"]).read_bytes()
         found = inflate(shard["compression"], stored, shard["raw_data"]["bytes"])
         assert int.from_bytes(found[:4], "little") == shard["samples"]
-
-
-def test_what_is_decoded_in_one_piece_is_bounded_and_measured() -> None:
-    codec = WholeCodec("reversed", lambda data: data[::-1], growth=2.0)
-    assert codec.name == "reversed"
-    for stored in (0, 9):
-        inflater = codec.open(Stream(b"backwards", 2), limit=18, stored=stored, size=9)
-        view = memoryview(bytearray(20))
-        assert (inflater.content_size, inflater.readinto(view[:4]), inflater.readinto(view[4:])) == (9, 4, 5)
-        assert view[:9] == b"sdrawkcab"
-        with pytest.raises(BudgetTooSmallError):
-            codec.open(Stream(b"backwards", 2), limit=17, stored=stored, size=9)
-    with pytest.raises(FormatError, match="9 bytes, the index says 8"):
-        codec.open(Stream(b"backwards"), limit=100, stored=9, size=8)
