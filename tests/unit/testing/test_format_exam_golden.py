@@ -16,12 +16,25 @@ from lazystore.testing import FormatCase, examine_format
 DAMAGE = int(os.environ.get("LAZYSTORE_EXAM_DAMAGE", "25"))
 #: One dataset of each way that bytes go; and the package it needs.
 CASES = {
-    "litdata-classic-text": "", "litdata-classic-tokens-numpy": "", "litdata-leaves": "torch",
-    "litdata-classic-zstd": "zstandard", "litdata-framed-zstd": "zstandard", "litdata-sample-zstd": "zstandard", "litdata-rows-zstd": "pyarrow",
-    "litdata-nested-rows": "pyarrow", "litdata-fernet-chunk": "cryptography", "litdata-fernet-sample": "cryptography",
-    "mds-plain": "", "mds-gz": "", "mds-hashes": "", "mds-merged": "", "mosaic-json": "", "mosaic-xsv": "",
-    "plain-text/jsonl": "", "plain-text/csv": "",
-}  # fmt: skip
+    "litdata-classic-text": "",
+    "litdata-classic-tokens-numpy": "",
+    "litdata-leaves": "torch",
+    "litdata-classic-zstd": "zstandard",
+    "litdata-framed-zstd": "zstandard",
+    "litdata-sample-zstd": "zstandard",
+    "litdata-rows-zstd": "pyarrow",
+    "litdata-nested-rows": "pyarrow",
+    "litdata-fernet-chunk": "cryptography",
+    "litdata-fernet-sample": "cryptography",
+    "mds-plain": "",
+    "mds-gz": "",
+    "mds-hashes": "",
+    "mds-merged": "",
+    "mosaic-json": "",
+    "mosaic-xsv": "",
+    "plain-text/jsonl": "",
+    "plain-text/csv": "",
+}
 FORMATS = {"litdata": "litdata", "mds": "mds", "mosaic": "mds"}
 
 
