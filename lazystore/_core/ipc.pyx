@@ -5,13 +5,15 @@ checked to lie in the bytes before anything is read there. Columns' types are ``
 business. Source of the layout: the Arrow columnar format, version 5 of the metadata.
 """
 
+from array import array
+
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from lazystore._core.row_shape cimport K_ARRAY, K_BYTES, K_NULL, K_STR, K_STRUCT, Kind, RowShape
+from lazystore._core.row_shape cimport K_ARRAY, K_BYTES, K_NULL, K_RAW, K_STR, K_STRUCT, K_UINT, Kind, RowShape
 from lazystore._core.rows cimport RowBatch
 from lazystore.errors import ConfigError, FormatError, UnsupportedError
 
@@ -20,6 +22,7 @@ cdef enum:
     KIND_DICTIONARY = 2
     KIND_BATCH = 3
     MAX_HEADER = 1 << 28
+    ALIGNED = 64  # bytes: how buffers lie in a body, and in a part of it
 
 cdef int64_t MAX_BODY = <int64_t>1 << 46
 _CODECS = {0: "lz4", 1: "zstd"}
@@ -141,6 +144,7 @@ cdef class IpcMessage:
     cdef int64_t* nodes        # length and number of nulls of each array, in depth-first order
     cdef int64_t* buffer_at     # position in the body and bytes of each buffer
     cdef int64_t n_nodes, n_buffers
+    cdef int64_t said_body, said_buffers    # where in the header the body's bytes and the buffers are written
 
     def __cinit__(self, data):
         cdef _Bytes found = _Bytes(data)
@@ -157,6 +161,7 @@ cdef class IpcMessage:
         self.kind = found.small(table, 1) if table else 0
         table = found.slot(root, 3)
         self.body_bytes = found.i64(table) if table else 0
+        self.said_body = begin + table
         table = found.child(root, 2)
         if self.body_bytes < 0 or self.body_bytes > MAX_BODY or not table:
             raise FormatError(f"an Arrow message of kind {self.kind} says its body has {self.body_bytes} bytes")
@@ -167,6 +172,7 @@ cdef class IpcMessage:
             self.big_endian = root != 0 and found.small(root, 2) != 0
         elif self.kind in (KIND_DICTIONARY, KIND_BATCH) and table:
             self.fill(found, table)
+            self.said_buffers += begin
 
     def __dealloc__(self):
         free(self.nodes)
@@ -179,7 +185,7 @@ cdef class IpcMessage:
             raise FormatError(f"an Arrow message says it has {self.rows} rows")
         at = found.vector(table, 1, 16, &self.n_nodes)
         self.nodes = self.copy(found, at, self.n_nodes)
-        at = found.vector(table, 2, 16, &self.n_buffers)
+        at = self.said_buffers = found.vector(table, 2, 16, &self.n_buffers)
         self.buffer_at = self.copy(found, at, self.n_buffers)
         for k in range(self.n_buffers):
             if (
@@ -226,6 +232,53 @@ cdef class IpcMessage:
                 total = min(total + min(max(size, 0), MAX_BODY), MAX_BODY)
         return total
 
+    def excerpt(self, data, spans):
+        """The header of a message that has only parts of this one's body, one behind the other.
+
+        Parameters:
+            data: this one's header, or more.
+            spans: position in the body and bytes of each part, flat, ascending (``array('q')``). Buffers that do not
+                lie in one of them are empty in the new message.
+
+        Returns:
+            The header, a bytearray of as many bytes.
+        """
+        cdef const int64_t[::1] parts = spans
+        cdef int64_t n_parts = len(parts) // 2, k, low, high, middle
+        cdef int64_t[::1] moved = array("q", bytes(8 * (n_parts + 1)))  # where each part begins now
+        cdef bytearray made = bytearray(memoryview(data)[:self.header])
+        cdef uint8_t* p = made
+        cdef int64_t entry[2]
+        if len(made) != self.header or self.kind != KIND_BATCH:
+            raise FormatError(f"{len(made)} bytes are not the header of this Arrow message of kind {self.kind}")
+        for k in range(n_parts):
+            if (
+                parts[2 * k] < (parts[2 * k - 2] + parts[2 * k - 1] if k else 0) or parts[2 * k + 1] < 0
+                or parts[2 * k] > self.body_bytes - parts[2 * k + 1]
+            ):
+                raise FormatError(f"part {k} of an Arrow body of {self.body_bytes} bytes does not lie in it")
+            moved[k + 1] = moved[k] + parts[2 * k + 1]
+        for k in range(self.n_buffers):
+            low, high = 0, n_parts  # the last part that does not begin behind the buffer is low - 1
+            while low < high:
+                middle = (low + high) // 2
+                if parts[2 * middle] <= self.buffer_at[2 * k]:
+                    low = middle + 1
+                else:
+                    high = middle
+            entry[0] = entry[1] = 0
+            if low:
+                entry[0] = self.buffer_at[2 * k] - parts[2 * low - 2]
+                entry[1] = self.buffer_at[2 * k + 1]
+                if entry[0] > parts[2 * low - 1] or entry[1] > parts[2 * low - 1] - entry[0]:
+                    entry[0] = entry[1] = 0
+                else:
+                    entry[0] += moved[low - 1]
+            memcpy(p + self.said_buffers + 16 * k, entry, 16)
+        if self.body_bytes:
+            memcpy(p + self.said_body, &moved[n_parts], 8)
+        return made
+
     def __reduce__(self):
         raise TypeError("an IpcMessage is a header taken apart and cannot be pickled")
 
@@ -246,8 +299,8 @@ cdef class IpcLayout:
     """Where the wanted columns of a file are in its record batches.
 
     Parameters:
-        file: all columns of the file, none with a dictionary.
-        shape: the wanted ones.
+        file: all columns of the file; of a dictionary's values only the indices, which is all that batches have.
+        shape: the wanted ones; for :meth:`batch` as they are, none with a dictionary.
         pick: number in the file of each wanted column.
 
     Threads: immutable. Pickling: refused.
@@ -259,6 +312,7 @@ cdef class IpcLayout:
 
     def __cinit__(self, RowShape file not None, RowShape shape not None, pick):
         cdef int k, column, node, begin, end
+        cdef Kind kind
         self.file = file
         self.shape = shape
         self.to = <int*>calloc(max(file.n_nodes, 1), sizeof(int))
@@ -276,8 +330,10 @@ cdef class IpcLayout:
                 raise ConfigError(f"column {k} of the file has another type than column {column} of the rows")
             for node in range(begin, end):
                 self.to[node] = shape.columns[column] + node - begin
+                kind = shape.nodes[self.to[node]].kind
+                # Unsigned numbers beyond i64 are taken as so many bytes.
                 if (
-                    file.nodes[node].kind != shape.nodes[self.to[node]].kind
+                    (file.nodes[node].kind != kind and not (kind == K_RAW and file.nodes[node].kind == K_UINT))
                     or file.nodes[node].width != shape.nodes[self.to[node]].width
                 ):
                     raise ConfigError(f"column {column} of the rows has another type than in the file")
@@ -301,6 +357,42 @@ cdef class IpcLayout:
                     total += message.buffer_at[2 * buffer + 1]
                 buffer += 1
         return total
+
+    def spans(self, IpcMessage message not None, int64_t gap):
+        """What the wanted columns take of a batch's body: position and bytes of each part, flat, ascending.
+
+        Parameters:
+            gap: parts with no more bytes than that between them are one.
+
+        Returns:
+            ``array('q')`` of at least one part, of no bytes if nothing is wanted. Parts begin at multiples of 64.
+
+        Raises:
+            FormatError: the batch has fewer buffers than the file has columns for.
+        """
+        cdef int k
+        cdef int64_t buffer = 0, begin, end, last = -1
+        cdef list found = []
+        for k in range(self.file.n_nodes):
+            for _ in range(buffers_of(self.file.nodes[k].kind)):
+                if buffer >= message.n_buffers:
+                    raise FormatError("a record batch has fewer buffers than its schema asks for")
+                if self.to[k] >= 0 and message.buffer_at[2 * buffer + 1]:
+                    found.append((message.buffer_at[2 * buffer], message.buffer_at[2 * buffer + 1]))
+                buffer += 1
+        found.sort()
+        spans = array("q")
+        for begin, end in found:
+            end = min((begin + end + ALIGNED - 1) // ALIGNED * ALIGNED, message.body_bytes)
+            begin = begin // ALIGNED * ALIGNED
+            if last >= 0 and begin <= last + gap:
+                last = max(last, end)
+                spans[len(spans) - 1] = last - <int64_t>spans[len(spans) - 2]
+            else:
+                spans.append(begin)
+                spans.append(end - begin)
+                last = end
+        return spans or array("q", (0, 0))
 
     def batch(self, IpcMessage message not None, data, inflate):
         """A record batch, checked.

@@ -18,6 +18,7 @@ cdef enum:
     T_TRUE = 1
     T_FALSE = 2
     T_BYTE = 3
+    T_I32 = 5
     T_I64 = 6
     T_DOUBLE = 7
     T_BINARY = 8
@@ -34,13 +35,32 @@ cdef enum:
     GROUP_ROWS = 3
     CHUNK_FILE = 1
     CHUNK_META = 3
+    META_ENCODINGS = 2
+    META_CODEC = 4
+    META_VALUES = 5
     META_INFLATED = 6
     META_STORED = 7
     META_DATA_AT = 9
     META_DICTIONARY_AT = 11
+    META_PAGES = 13
+    META_SIZES = 16
+    ELEMENT_TYPE = 1
+    ELEMENT_WIDTH = 2
     ELEMENT_REPETITION = 3
     ELEMENT_NAME = 4
     ELEMENT_CHILDREN = 5
+
+# Encodings that say which word of the dictionary a value is.
+cdef enum:
+    PLAIN_DICTIONARY = 2
+    RLE_DICTIONARY = 8
+
+cdef enum:
+    RLE = 3            # of levels, in lists of encodings
+    BIT_PACKED = 4
+    TYPE_BYTE_ARRAY = 6
+    TYPE_FIXED = 7
+    MAX_COUNT = 1 << 30
 
 cdef enum:
     PAGE_DATA = 0
@@ -178,8 +198,10 @@ def scan_footer(footer, *, int64_t end):
         end: where the footer begins in the file; column chunks lie before it.
 
     Returns:
-        (schema, rows, chunks): ``(name, repetition, children)`` of each element of the schema in depth-first order;
-        rows of each row group; begin, stored and inflated bytes of each column chunk, group by group, flat.
+        (schema, rows, chunks, hints): ``(name, repetition, children, width)`` of each element of the schema in
+        depth-first order (width: bytes of a value, -1: any number); rows of each row group; begin, stored and inflated
+        bytes of each column chunk, group by group, flat; values, bytes of its texts (-1: not said), number of the
+        codec, and whether all values are words of a dictionary, in the same way. Hints are believed nowhere.
 
     Raises:
         FormatError: damaged, or a column chunk that does not lie in the file.
@@ -188,7 +210,7 @@ def scan_footer(footer, *, int64_t end):
     """
     cdef _Compact at = _Compact(footer)
     cdef list schema = []
-    cdef object rows = array("q"), chunks = array("q")
+    cdef object rows = array("q"), chunks = array("q"), hints = array("q")
     cdef int kind
     try:
         while True:
@@ -200,16 +222,16 @@ def scan_footer(footer, *, int64_t end):
                     schema.append(element(at))
             elif at.key == FOOTER_GROUPS:
                 for _ in range(at.items(kind, T_STRUCT)):
-                    group(at, rows, chunks, end)
+                    group(at, rows, chunks, hints, end)
             else:
                 at.skip(kind, 0, False)
     except EOFError:
         raise FormatError("its metadata ends early") from None
-    return schema, rows, chunks
+    return schema, rows, chunks, hints
 
 
 cdef tuple element(_Compact at):
-    cdef int64_t key = at.key, repetition = 0, children = 0, n
+    cdef int64_t key = at.key, repetition = 0, children = 0, physical = 0, width = 0, n
     cdef bytes name = b""
     cdef int kind
     at.key = 0
@@ -217,7 +239,11 @@ cdef tuple element(_Compact at):
         kind = at.field()
         if kind == 0:
             break
-        if at.key == ELEMENT_REPETITION:
+        if at.key == ELEMENT_TYPE:
+            physical = at.number(kind)
+        elif at.key == ELEMENT_WIDTH:
+            width = at.number(kind)
+        elif at.key == ELEMENT_REPETITION:
             repetition = at.number(kind)
         elif at.key == ELEMENT_CHILDREN:
             children = at.number(kind)
@@ -228,10 +254,14 @@ cdef tuple element(_Compact at):
         else:
             at.skip(kind, 1, False)
     at.key = key
-    return name.decode("utf-8", "replace"), repetition, children
+    if physical == TYPE_BYTE_ARRAY:
+        width = -1
+    elif physical != TYPE_FIXED:
+        width = 8
+    return name.decode("utf-8", "replace"), repetition, children, min(max(width, -1), <int64_t>MAX_COUNT)
 
 
-cdef int group(_Compact at, rows, chunks, int64_t end) except -1:
+cdef int group(_Compact at, rows, chunks, hints, int64_t end) except -1:
     cdef int64_t key = at.key, n = 0
     cdef Py_ssize_t first = len(chunks)
     cdef int kind
@@ -242,7 +272,7 @@ cdef int group(_Compact at, rows, chunks, int64_t end) except -1:
             break
         if at.key == GROUP_COLUMNS:
             for _ in range(at.items(kind, T_STRUCT)):
-                chunk(at, chunks)
+                chunk(at, chunks, hints)
         elif at.key == GROUP_ROWS:
             n = at.number(kind)
         else:
@@ -262,9 +292,10 @@ cdef int group(_Compact at, rows, chunks, int64_t end) except -1:
     return 0
 
 
-cdef int chunk(_Compact at, chunks) except -1:
+cdef int chunk(_Compact at, chunks, hints) except -1:
     cdef int64_t key = at.key, begin = -1, dictionary = 0, stored = -1, inflated = 0, inner
-    cdef int kind
+    cdef int64_t values = 0, texts = -1, codec = 0
+    cdef int kind, words = -1, listed = 0
     at.key = 0
     while True:
         kind = at.field()
@@ -289,29 +320,115 @@ cdef int chunk(_Compact at, chunks) except -1:
                 begin = at.number(kind)
             elif at.key == META_DICTIONARY_AT:
                 dictionary = at.number(kind)
+            elif at.key == META_CODEC:
+                codec = at.number(kind)
+            elif at.key == META_VALUES:
+                values = at.number(kind)
+            elif at.key == META_ENCODINGS:
+                listed = only_words(at, kind)
+            elif at.key == META_PAGES:
+                words = pages_of_words(at, kind)
+            elif at.key == META_SIZES and kind == T_STRUCT:
+                texts = first_number(at)
             else:
                 at.skip(kind, 2, False)
         at.key = inner
     if 0 < dictionary < begin:
         begin = dictionary
     chunks.extend((begin, stored, min(max(inflated, 0), <int64_t>1 << 50)))
+    hints.extend((
+        min(max(values, 0), <int64_t>1 << 50), min(max(texts, -1), <int64_t>1 << 50), codec,
+        words if words >= 0 else listed,
+    ))
     at.key = key
     return 0
+
+
+cdef int only_words(_Compact at, int kind) except -1:
+    """Whether a list of encodings leaves only words of a dictionary for values."""
+    cdef int64_t encoding
+    cdef int found = 0
+    for _ in range(at.items(kind, T_I32)):
+        encoding = at.signed()
+        if encoding == PLAIN_DICTIONARY and found >= 0:
+            found = 1
+        elif encoding != RLE and encoding != BIT_PACKED:
+            found = -1
+    return found > 0
+
+
+cdef int pages_of_words(_Compact at, int kind) except -1:
+    """Whether all data pages hold words of a dictionary, by a list of how many pages have which encoding."""
+    cdef int64_t key = at.key, page, encoding
+    cdef int found = 0
+    for _ in range(at.items(kind, T_STRUCT)):
+        page = encoding = -1
+        at.key = 0
+        while True:
+            kind = at.field()
+            if kind == 0:
+                break
+            if at.key == 1:
+                page = at.number(kind)
+            elif at.key == 2:
+                encoding = at.number(kind)
+            else:
+                at.skip(kind, 3, False)
+        if page == PAGE_DATA or page == PAGE_DATA_V2:
+            found = 1 if found >= 0 and (encoding == PLAIN_DICTIONARY or encoding == RLE_DICTIONARY) else -1
+    at.key = key
+    return found > 0
+
+
+cdef int64_t first_number(_Compact at) except? -1:
+    """The first field of a struct, -1 if it has none."""
+    cdef int64_t key = at.key, found = -1
+    cdef int kind
+    at.key = 0
+    while True:
+        kind = at.field()
+        if kind == 0:
+            break
+        if at.key == 1:
+            found = at.number(kind)
+        else:
+            at.skip(kind, 3, False)
+    at.key = key
+    return found
+
+
+def longest_word(data):
+    """Bytes of the longest of the values ``u32 length | bytes`` that a dictionary of texts is made of.
+
+    Raises:
+        FormatError: a value runs past the end.
+
+    Cost: ~2 ns a value.
+    """
+    cdef const uint8_t[::1] view = data
+    cdef int64_t at = 0, n = view.shape[0], size, longest = 0
+    while at + 4 <= n:
+        size = view[at] | view[at + 1] << 8 | view[at + 2] << 16 | <int64_t>view[at + 3] << 24
+        at += 4 + size
+        longest = max(longest, size)
+    if at > n:
+        raise FormatError("a value of a Parquet dictionary runs past its end")
+    return longest
 
 
 def scan_page(data):
     """The page whose header ``data`` begins with.
 
     Returns:
-        (bytes of the header, stored bytes, inflated bytes, whether it is a dictionary, values, rows): rows are -1
-        where a data page does not say; dictionaries and index pages have 0 values and rows. None if ``data`` ends
-        before the header does.
+        (bytes of the header, stored bytes, inflated bytes, whether it is a dictionary, values, rows, whether values are
+        words of a dictionary): rows are -1 where a data page does not say; dictionaries and index pages have 0 values
+        and rows. None if ``data`` ends before the header does.
 
     Raises:
         FormatError: no page header.
     """
     cdef _Compact at = _Compact(data)
-    cdef int64_t page = -1, stored = -1, inflated = -1, values = -1, rows = -1
+    cdef int64_t page = -1, stored = -1, inflated = -1, values = -1, rows = -1, encoding = -1
     cdef int kind
     try:
         while True:
@@ -325,7 +442,7 @@ def scan_page(data):
             elif at.key == 3:
                 stored = at.number(kind)
             elif (at.key == 5 or at.key == 8) and kind == T_STRUCT:
-                values, rows = counts(at, at.key == 8)
+                values, rows, encoding = counts(at, at.key == 8)
             else:
                 at.skip(kind, 0, False)
     except EOFError:
@@ -333,15 +450,15 @@ def scan_page(data):
     if page < 0 or not 0 <= stored < 1 << 31 or not 0 <= inflated < 1 << 31:
         raise FormatError(f"a Parquet page of kind {page} says it has {stored} bytes, {inflated} inflated")
     if page != PAGE_DATA and page != PAGE_DATA_V2:
-        return at.at, stored, inflated, page == PAGE_DICTIONARY, 0, 0
+        return at.at, stored, inflated, page == PAGE_DICTIONARY, 0, 0, False
     if values < 0 or (page == PAGE_DATA_V2 and rows < 0):
         raise FormatError("a Parquet data page does not say how many values it has")
-    return at.at, stored, inflated, False, values, rows
+    return at.at, stored, inflated, False, values, rows, encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY)
 
 
 cdef tuple counts(_Compact at, bint second):
-    """Values and rows that a data page's header says it has."""
-    cdef int64_t key = at.key, values = -1, rows = -1
+    """Values, rows and encoding that a data page's header says it has."""
+    cdef int64_t key = at.key, values = -1, rows = -1, encoding = -1
     cdef int kind
     at.key = 0
     while True:
@@ -352,7 +469,9 @@ cdef tuple counts(_Compact at, bint second):
             values = at.number(kind)
         elif at.key == 3 and second:
             rows = at.number(kind)
+        elif at.key == (4 if second else 2):
+            encoding = at.number(kind)
         else:
             at.skip(kind, 1, False)
     at.key = key
-    return values, rows
+    return values, rows, encoding

@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 
 from lazystore._core.row_shape cimport RowShape
 from lazystore._core.rows cimport W_BIG, W_INDEX, W_OFFSETS, RowBatch
-from lazystore.errors import ConfigError, FormatError
+from lazystore.errors import BudgetTooSmallError, ConfigError, FormatError
 
 cdef enum:
     LOOSE_SIZE = 0xFFFFFFFE
@@ -30,8 +30,9 @@ def row_image(RowShape shape not None, parts, *, int64_t limit=MAX_CHUNK):
         limit: bytes the image may have.
 
     Raises:
-        FormatError: an offset or index in the buffers leads astray, or the image would be larger than ``limit``;
-            the message names the column and the row, counted from the first of ``parts``.
+        FormatError: an offset or index in the buffers leads astray; the message names the column and the row, counted
+            from the first of ``parts``.
+        BudgetTooSmallError: the image would be larger than ``limit``, which is taken for a quarter of the budget.
 
     Cost: ~25 ns a row of an int and 250 bytes of text, one copy of them included; the GIL is released.
     """
@@ -94,7 +95,10 @@ cdef class RowImage:
         for r in range(self.rows):
             total += self.ends[r] + base
         if total > self.limit:
-            raise FormatError(f"{self.rows} rows take {total} bytes, an image may have {self.limit}")
+            raise BudgetTooSmallError(
+                f"{self.rows} rows take {total} bytes, an image may have {self.limit}: "
+                f"give at least {4 * total} bytes of memory, unless the file is damaged", needed=total
+            )
         image = PyByteArray_FromStringAndSize(NULL, total)
         p = <uint8_t*>PyByteArray_AS_STRING(image)
         with nogil:
@@ -158,4 +162,7 @@ cdef class RowImage:
             return FormatError(f"{place}: its index points past the end of the dictionary")
         if wrong == W_BIG:
             return FormatError(f"{place}: an integer beyond 64 signed bits")
-        return FormatError(f"{place}: the rows take more than {self.limit} bytes")
+        return BudgetTooSmallError(
+            f"{place}: the rows take more than {self.limit} bytes, all that an image may have: "
+            f"give more than {4 * self.limit} bytes of memory, unless the file is damaged", needed=self.limit
+        )

@@ -34,8 +34,9 @@ class ArrowFormat(Format):
     """Arrow IPC files, IPC streams and Feather version 2: ``.arrow``, ``.feather``, ``.ipc``.
 
     Rows are dicts, as ``to_pylist`` gives them. Files need not have the same columns, but types that only pyarrow
-    decodes (timestamps, decimals, maps, ...) ask for that. ``columns=`` leaves the others undecoded. Bodies may be
-    compressed with lz4 or zstd. No ``format_options``.
+    decodes (timestamps, decimals, maps, ...) ask for that. Of record batches only what ``columns=`` take is fetched
+    where that leaves out a quarter or more; gaps of less than 32 KiB are fetched along. Dictionaries are fetched, all
+    of them, where a wanted column has one. Bodies may be compressed with lz4 or zstd. No ``format_options``.
     """
 
     name = "arrow"

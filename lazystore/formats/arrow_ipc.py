@@ -12,12 +12,15 @@ import struct
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lazystore._core.ipc import IpcLayout, IpcMessage, header_length
 from lazystore._core.row_shape import RowShape
 from lazystore.errors import BudgetTooSmallError, FormatError, UnsupportedError, with_place
 from lazystore.formats.arrow_rows import RowsSchema, RowsWriter, has_dictionary, require_pyarrow, row_type_of
+
+if TYPE_CHECKING:
+    from lazystore._core.row_shape import _RowType as RowType
 
 __all__ = ["BATCH", "DICTIONARY", "MAGIC", "Footer", "IpcRows", "parse_footer", "parse_message", "prefix_length"]
 
@@ -167,7 +170,8 @@ class IpcRows:
         rows: of the dataset.
         schema: the files', as pyarrow has it.
         writer: makes images out of the batches.
-        native: the core knows every type; otherwise pyarrow reads the batches, which takes their bytes once more.
+        native: the core knows every wanted type; otherwise pyarrow reads the batches, which takes their bytes once
+            more. Dictionaries are needed only then.
 
     Threads: immutable. Pickling: refused.
     """
@@ -179,12 +183,19 @@ class IpcRows:
         self.schema = read_schema(schema_message, place)
         self.writer: RowsWriter = rows.writer(self.schema, columns)
         self._message = schema_message
-        types = [(str(field.name), "value", row_type_of(field.type)) for field in self.schema]
-        known = [(name, form, found) for name, form, found in types if found is not None and not has_dictionary(found)]
-        self.native = len(known) == len(types)
-        self._layout = (
-            IpcLayout(RowShape(known, loose=True), self.writer.shape, self.writer.pick) if self.native else None
-        )
+        pick = self.writer.pick
+        wanted = [row_type_of(self.schema.field(k).type) for k in pick]
+        stored = [(str(field.name), "value", _stored_type(field.type)) for field in self.schema]
+        known = [(name, form, found) for name, form, found in stored if found is not None]
+        self.native = len(known) == len(stored) and not any(one is None or has_dictionary(one) for one in wanted)
+        self._layout: IpcLayout | None = None
+        self._fields: list[int] = []  # that pyarrow reads; none: all
+        if len(known) == len(stored):
+            shape = self.writer.shape if self.native else RowShape([known[k] for k in pick], loose=True)
+            self._layout = IpcLayout(RowShape(known, loose=True), shape, pick)
+        if not self.native and 0 < len(pick) < len(stored):
+            self._fields = sorted(pick)
+            self.writer = rows.writer(require_pyarrow().schema([self.schema.field(k) for k in self._fields]), columns)
 
     @classmethod
     def own(cls, schema_message: bytes, place: str, columns: Sequence[str] | None) -> IpcRows:
@@ -193,7 +204,23 @@ class IpcRows:
 
     def wanted_bytes(self, message: IpcMessage) -> int:
         """Bytes that the wanted columns take in a batch's body, as stored."""
-        return message.body_bytes if self._layout is None else self._layout.wanted_bytes(message)
+        if self._layout is None or not self.native:
+            return message.body_bytes
+        return self._layout.wanted_bytes(message)
+
+    def spans(self, message: IpcMessage, gap: int) -> array[int] | None:
+        """What to fetch of a batch's body; see :meth:`~lazystore._core.ipc.IpcLayout.spans`.
+
+        Returns:
+            None for all of it: the wanted columns would leave out less than a quarter, or than ``gap``, or a column is
+            of a type whose buffers nobody here can count.
+        """
+        # Counted first, which is cheap: most often everything is wanted.
+        most = min(3 * message.body_bytes // 4, message.body_bytes - gap)
+        if self._layout is None or self._layout.wanted_bytes(message) >= most:
+            return None
+        spans = self._layout.spans(message, gap)
+        return spans if sum(spans[1::2]) < most else None
 
     def batch(
         self,
@@ -207,7 +234,7 @@ class IpcRows:
         """A checked record batch for :meth:`RowsWriter.image`: a row batch over ``data``, or pyarrow's.
 
         Parameters:
-            data: its message, header and body.
+            data: its message, header and body; buffers of columns that are not wanted may be empty.
             room: bytes that compressed buffers may inflate to; those of columns that are not wanted stay as they are.
             message: what :func:`parse_message` made of the header, if that was done.
             before: the dictionary messages that precede it, whole.
@@ -226,7 +253,7 @@ class IpcRows:
                 "give it more memory, unless the file is damaged"
             )
         try:
-            if self._layout is not None:
+            if self.native and self._layout is not None:
                 return self._layout.batch(message, data, inflate)
             return self._foreign([*before, data])
         except FormatError as error:
@@ -236,12 +263,40 @@ class IpcRows:
         """By pyarrow, its own checks of all arrays included."""
         pa = require_pyarrow()
         try:
-            with pa.ipc.open_stream(pa.py_buffer(b"".join([self._message, *messages]))) as stream:
+            options = pa.ipc.IpcReadOptions(included_fields=self._fields)
+            with pa.ipc.open_stream(pa.py_buffer(b"".join([self._message, *messages])), options=options) as stream:
                 batch = stream.read_next_batch()
             batch.validate(full=True)
         except (pa.ArrowException, OSError, ValueError, NotImplementedError, StopIteration) as error:
             raise FormatError(f"a record batch cannot be read: {error!r}") from None
         return batch
+
+
+def _stored_type(type_: Any) -> RowType | None:
+    """A type that has the same arrays and buffers in a batch; None is "not one of those that can be counted".
+
+    Of a dictionary's values a batch has only the indices.
+    """
+    pa = require_pyarrow()
+    types = pa.types
+    if isinstance(type_, pa.BaseExtensionType):
+        return _stored_type(type_.storage_type)
+    if types.is_dictionary(type_):
+        return _stored_type(type_.index_type)
+    if types.is_map(type_):
+        return _stored_type(pa.list_(pa.struct([("key", type_.key_type), ("value", type_.item_type)])))
+    if types.is_struct(type_):
+        members = tuple(_stored_type(type_.field(k).type) for k in range(type_.num_fields))
+        known = tuple(one for one in members if one is not None)
+        return ("struct", 0, known, tuple(map(str, range(len(known))))) if len(known) == len(members) else None
+    if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
+        item = _stored_type(type_.value_type)
+        if item is None:
+            return None
+        if types.is_fixed_size_list(type_):
+            return "array", type_.list_size, (item,), ()
+        return "list", 8 if types.is_large_list(type_) else 4, (item,), ()
+    return row_type_of(type_)
 
 
 def inflate(codec: str, data: memoryview, size: int) -> Any:

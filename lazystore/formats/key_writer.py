@@ -19,6 +19,8 @@ KEYS_FILE = "keys/shard-00000.parquet"
 #: What ``index.json`` says of one shard.
 KEYS_ENTRY = {"version": 1, "num_shards": 1, "sharding": "none"}
 _ROWS = 1_000_000
+#: Seconds; what is read is in memory.
+READ_TIMEOUT = 60.0
 
 
 class KeyTable:
@@ -92,19 +94,21 @@ class KeyTable:
         Raises:
             FormatError: not such files, or not one key an item.
         """
-        pyarrow = _pyarrow()
-        import pyarrow.parquet as parquet
+        from lazystore.fetch.local import LocalSource
+        from lazystore.fetch.segments import SegmentedSource
+        from lazystore.formats.keys import read_keys
 
         table = cls()
-        pairs: list[tuple[int, Any]] = []
-        for data in files:
-            try:
-                rows = parquet.read_table(io.BytesIO(data), columns=["key", "index"])
-            except (pyarrow.ArrowException, OSError) as error:
-                raise FormatError(f"{place}: a key sidecar cannot be read: {error}") from error
-            pairs += zip(rows["index"].to_pylist(), rows["key"].to_pylist(), strict=True)
-        pairs.sort(key=lambda pair: -1 if pair[0] is None else pair[0])
-        if len(pairs) != count or [index for index, _ in pairs] != list(range(len(pairs))):
+        pairs: list[tuple[int, int | str]] = []
+        for number, data in enumerate(files):
+            name = f"key sidecar {number}"
+            source = SegmentedSource(LocalSource("."), {name: [data]})  # of which nothing but the sidecar is asked
+            for key, index in read_keys(source, name, place=place, timeout=READ_TIMEOUT):
+                if len(pairs) == count:
+                    raise FormatError(f"{place}: the key sidecar has more keys than the dataset has items ({count})")
+                pairs.append((index, key))
+        pairs.sort(key=operator.itemgetter(0))
+        if len(pairs) < count or [index for index, _ in pairs] != list(range(len(pairs))):
             raise FormatError(f"{place}: the key sidecar does not have one key for each of {count} items")
         for _, key in pairs:
             table.add(table.check(key))

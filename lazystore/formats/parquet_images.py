@@ -8,40 +8,35 @@ reach, and what the pages inflate to.
 from __future__ import annotations
 
 import hashlib
-import io
 from array import array
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
-from lazystore._core.parquet_scan import scan_footer, scan_page
+from lazystore._core.parquet_scan import scan_footer
 from lazystore.errors import BudgetTooSmallError, FormatError, UnsupportedError
 from lazystore.formats.arrow_blocks import Ask, Blocks
-from lazystore.formats.arrow_rows import RowsSchema, require_pyarrow
+from lazystore.formats.arrow_rows import RowsSchema, require_pyarrow, row_type_of
 from lazystore.formats.format import Image, Step, Want
+from lazystore.formats.parquet_pages import LOOK_BYTES, ChunkFile, Column, ColumnChunk
 
 __all__ = ["ParquetFooter", "ParquetImages", "read_parquet_footer"]
 
 MAGIC = b"PAR1"
 REPEATED = 2
+TEXTS = ("string", "large_string", "binary", "large_binary")
 MAX_DEPTH = 100
-MAX_HEADER = 1 << 20
 TAIL_BYTES = 64 << 10
 #: Column chunks of a row group that together have no more are fetched whole; of others, so much at a time. Less
 #: where the budget is small.
 WINDOWS_BYTES = 8 << 20
 LEAST_WINDOW = 64 << 10
-#: pyarrow reads through a buffer of so many bytes, and looks so far ahead for a page's header.
+#: pyarrow reads through a buffer of so many bytes.
 STREAM_BYTES = 16 << 10
-LOOK_BYTES = 64 << 10
 #: Parsed footers that are kept, and how long the longest of them is.
 KEPT_FOOTERS = 8
 KEPT_BYTES = 1 << 20
-
-
-#: Bytes of the header, stored bytes, inflated bytes, whether it is a dictionary, values, rows: see scan_page.
-Page: TypeAlias = tuple[int, int, int, bool, int, int]
 
 
 @dataclass(slots=True)
@@ -55,8 +50,9 @@ class ParquetFooter:
         schema: a ``pyarrow.Schema``.
         rows: of each row group.
         sizes: bytes of its rows' image, estimated.
-        chunks: begin and end of each wanted column chunk, row group by row group, flat.
-        repeated: whether each wanted column chunk may have several values a row.
+        columns: those that are wanted: leaves of the schema.
+        chunks: begin and end of each wanted column chunk, its codec, and whether all its values are in a dictionary;
+            row group by row group, flat.
     """
 
     name: str
@@ -67,15 +63,20 @@ class ParquetFooter:
     schema: Any
     rows: array[int] = field(default_factory=lambda: array("q"))
     sizes: array[int] = field(default_factory=lambda: array("q"))
+    columns: list[Column] = field(default_factory=list)
     chunks: array[int] = field(default_factory=lambda: array("q"))
-    repeated: list[bool] = field(default_factory=list)
 
-    def columns(self, group: int) -> Iterator[tuple[int, int, bool]]:
-        """Begin and end of each wanted column chunk of a row group, and whether it is repeated."""
-        n = len(self.repeated)
-        for k in range(n):
-            at = 2 * (n * group + k)
-            yield self.chunks[at], self.chunks[at + 1], self.repeated[k]
+    def column_chunks(self, group: int, room: int) -> list[ColumnChunk]:
+        """The wanted column chunks of a row group, whose pages may take ``room`` bytes each, decoded."""
+        at = 4 * len(self.columns) * group
+        return [
+            ColumnChunk(
+                column, self.chunks[k], self.chunks[k + 1],
+                codec=self.chunks[k + 2], words=column.text and bool(self.chunks[k + 3]), room=room,
+            )
+            for k, column in enumerate(self.columns)
+            for k in [at + 4 * k]
+        ]  # fmt: skip
 
 
 def read_parquet_footer(name: str, nbytes: int, columns: Sequence[str] | None) -> Generator[Ask, Any, ParquetFooter]:
@@ -132,29 +133,52 @@ def _arrow_schema(metadata: Any, name: str) -> Any:
 def _note_groups(footer: ParquetFooter, stored: memoryview, columns: Sequence[str] | None) -> None:
     """Where the wanted column chunks are, by the footer itself: pyarrow's view of damaged ones can end the process."""
     try:
-        elements, footer.rows, chunks = scan_footer(stored, end=footer.begin)
+        elements, footer.rows, chunks, hints = scan_footer(stored, end=footer.begin)
         leaves = _leaves(elements)
     except FormatError as error:
         raise FormatError(f"{footer.name} has a damaged Parquet footer: {error}") from None
     if len(chunks) != 3 * len(leaves) * len(footer.rows):
         raise FormatError(f"{footer.name} has row groups with other columns than its schema")
-    chosen = [k for k, (path, _) in enumerate(leaves) if _is_wanted(path, columns)]
-    footer.repeated = [leaves[k][1] for k in chosen]
+    texts = _texts(footer.schema)
+    chosen = [k for k, (path, _, _) in enumerate(leaves) if _is_wanted(path, columns)]
+    footer.columns = [Column(*leaves[k], len(texts) == len(leaves) and texts[k]) for k in chosen]
     n_fields = len(columns if columns is not None else footer.schema.names)
     for group, rows in enumerate(footer.rows):
         size = 4 * (n_fields + 1) * rows
-        for k in chosen:
-            at = 3 * (len(leaves) * group + k)
-            footer.chunks.extend((chunks[at], chunks[at] + chunks[at + 1]))
-            size += max(chunks[at + 2], 8 * rows)
+        for k, column in zip(chosen, footer.columns, strict=True):
+            at = len(leaves) * group + k
+            begin, nbytes, inflated = chunks[3 * at : 3 * at + 3]
+            values, text_bytes, codec, words = hints[4 * at : 4 * at + 4]
+            footer.chunks.extend((begin, begin + nbytes, codec, words))
+            size += max(inflated, text_bytes, 8 * rows, values * column.width)
         footer.sizes.append(min(size, 1 << 62))
 
 
-def _leaves(elements: Sequence[tuple[str, int, int]]) -> list[tuple[str, bool]]:
-    """Path of each column and whether it may have several values a row, out of a schema in depth-first order."""
-    found: list[tuple[str, bool]] = []
+def _texts(schema: Any) -> list[bool]:
+    """Whether pyarrow may leave the values of each leaf in their dictionary: where rows come out the same."""
+    types = require_pyarrow().types
+    found: list[bool] = []
+
+    def add(type_: Any, known: bool) -> None:
+        if types.is_struct(type_) or types.is_map(type_):
+            for k in range(type_.num_fields):
+                add(type_.field(k).type if types.is_struct(type_) else (type_.key_type, type_.item_type)[k], known)
+        elif types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
+            add(type_.value_type, known)
+        else:
+            found.append(known and any(getattr(types, f"is_{name}")(type_) for name in TEXTS))
+
+    for field_ in schema:
+        add(field_.type, row_type_of(field_.type) is not None)
+    return found
+
+
+def _leaves(elements: Sequence[tuple[str, int, int, int]]) -> list[tuple[str, bool, int]]:
+    """Path of each column, whether it may have several values a row, and bytes of a value; out of a schema in
+    depth-first order."""
+    found: list[tuple[str, bool, int]] = []
     above: list[tuple[str, bool, int]] = []  # path, repeated, children still to come
-    for number, (name, repetition, children) in enumerate(elements):
+    for number, (name, repetition, children, width) in enumerate(elements):
         if number == 0:
             above.append(("", False, children))
             continue
@@ -168,7 +192,7 @@ def _leaves(elements: Sequence[tuple[str, int, int]]) -> list[tuple[str, bool]]:
         if children:
             above.append((path, repeated, children))
         else:
-            found.append((path, repeated))
+            found.append((path, repeated, width))
     return found
 
 
@@ -188,7 +212,8 @@ class ParquetImages:
 
     A run holds its column chunks as stored if these are together at most 8 MiB (half of ``limit``, if that is less);
     else of each the pages that the next rows are in, and a little ahead; besides, a page and the dictionary of each
-    column inflated, and two images' worth of rows. What pages inflate to shows when their headers are there, so
+    column inflated, and two images' worth of rows. Texts stay in their dictionary, or so few rows are decoded at a time
+    that its words fit. What pages inflate to shows when their headers are there, so
     ``scratch`` may grow while a run is open. Column chunks of nested types in pages of the first version are
     held as a whole. Kept across runs: at most 8 parsed footers of at most 1 MiB.
     """
@@ -224,21 +249,22 @@ class ParquetImages:
         block = self.runs[run]
         file, groups, _ = self._blocks.place(block)
         footer = self._footers[file]
-        columns = list(footer.columns(groups[0]))
-        window = _window([end - begin for begin, end, _ in columns], self._windows)
-        held = sum(min(end - begin, 2 * window + LOOK_BYTES) for begin, end, _ in columns)
+        lengths = [chunk.end - chunk.begin for chunk in footer.column_chunks(groups[0], 2 * self._limit)]
+        window = _window(lengths, self._windows)
+        held = sum(min(length, 2 * window + LOOK_BYTES) for length in lengths)
         return footer.length + held + 2 * self._blocks.hints[block]
 
     def open(self, run: int, first: int) -> Generator[Step, Any, None]:
         """Make the images of a run from block ``first`` on."""
         file, groups, skip = self._blocks.place(first)
         footer = self._footers[file]
-        chunks = [_Chunk(begin, end, repeated) for begin, end, repeated in footer.columns(groups[0])]
+        chunks = footer.column_chunks(groups[0], 2 * self._limit)
         window = _window([chunk.end - chunk.begin for chunk in chunks], self._windows)
         try:
             metadata = yield from self._metadata(file)
             group = _Group(chunks, footer, metadata, groups[0], self._columns, self._blocks.counts[self.runs[run]])
             yield from self._fetch(run, group, window, 1)
+            group.bound(self._limit)
             writer = None
             held: list[Any] = []  # batches; ``skip`` rows of the first are done with
             for block in range(first, self.runs[run + 1]):
@@ -247,7 +273,7 @@ class ParquetImages:
                     while held and skip >= held[0].num_rows:
                         skip -= held.pop(0).num_rows
                     yield from self._fetch(run, group, window, group.rows_made + group.step)
-                    held.append(group.next_batch())
+                    held.append(group.next_batch(held, skip + n, 2 * self._limit))
                 if writer is None:
                     writer = self._rows.writer(held[0].schema, self._columns)
                 image = writer.image(held, skip, n, limit=self._limit)
@@ -282,8 +308,9 @@ class ParquetImages:
             if held + inflated > 2 * self._limit:
                 raise BudgetTooSmallError(
                     f"{group.footer.name} has pages that take {held} bytes and inflate to {inflated}, "
-                    f"{2 * self._limit} may be used: give it more memory, unless the file is damaged"
-                )
+                    f"{2 * self._limit} may be used: give at least {2 * (held + inflated)} bytes, unless the file is "
+                    "damaged", needed=held + inflated
+                )  # fmt: skip
             needed = held + inflated + 2 * self._blocks.hints[self.runs[run]]
             self._grown[run] = max(self._grown.get(run, 0), needed, self._expected(run))
             if not asks:
@@ -298,100 +325,6 @@ def _window(lengths: Sequence[int], total: int) -> int:
     return total if sum(lengths) <= total else max(LEAST_WINDOW, total // len(lengths))
 
 
-class _Chunk:
-    """One column chunk, of which some bytes are there: from ``begin`` on, without gaps.
-
-    Attributes:
-        begin, end: of the chunk in the file.
-        held: bytes that are there.
-        inflated: bytes that its dictionary and its longest page inflate to.
-        passed: bytes inflated since it was asked.
-    """
-
-    def __init__(self, begin: int, end: int, repeated: bool) -> None:
-        self.begin, self.end = begin, end
-        self._repeated = repeated
-        self._parts: list[tuple[int, memoryview]] = []
-        self._page = begin  # where the next page's header is
-        self._there = begin  # up to where bytes are there
-        self._rows = 0
-        self._dictionary = self._longest = 0
-        self.passed = 0
-
-    @property
-    def held(self) -> int:
-        return sum(len(data) for _, data in self._parts)
-
-    @property
-    def inflated(self) -> int:
-        return 2 * self._dictionary + self._longest
-
-    def missing(self, rows: int, window: int) -> tuple[int, int] | None:
-        """What is to be fetched for the pages of rows up to ``rows``: begin and bytes, None for nothing."""
-        while self._rows < rows and self._page < self.end:
-            page = self._peek()
-            if page is None:
-                if self._there >= self.end:
-                    self._page = self.end  # what some writers leave behind the last page
-                    break
-                return self._ask(self._there + 1, window)
-            end = self._page + page[0] + page[1]
-            if end > self.end:
-                raise FormatError(f"a page of {page[1]} bytes at {self._page} reaches beyond its column chunk")
-            if end > self._there:
-                return self._ask(end, window)
-            self._pass(page, end)
-        ahead = min(self.end, self._page + LOOK_BYTES)
-        return self._ask(ahead, window) if ahead > self._there else None
-
-    def _ask(self, end: int, window: int) -> tuple[int, int]:
-        end = min(self.end, max(end + LOOK_BYTES, self._there + window))
-        return self._there, end - self._there
-
-    def _pass(self, page: Page, end: int) -> None:
-        _, _, inflated, dictionary, values, rows = page
-        if dictionary:
-            self._dictionary = max(self._dictionary, inflated)
-        else:
-            self._longest = max(self._longest, inflated)
-            self._rows += rows if rows >= 0 else 0 if self._repeated else values
-        self.passed += inflated
-        self._page = end
-
-    def _peek(self) -> Page | None:
-        """The next page, None if its header is not there as a whole."""
-        if self._page >= self._there:
-            return None
-        begin, data = next((at, data) for at, data in self._parts if at <= self._page < at + len(data))
-        page = scan_page(data[self._page - begin :])
-        if page is None and begin + len(data) < self._there:
-            page = scan_page(self.read(self._page, min(self._there - self._page, MAX_HEADER)))
-        if page is None and self._there - self._page >= MAX_HEADER:
-            raise FormatError(f"a Parquet page has a header of more than {MAX_HEADER} bytes")
-        return page
-
-    def feed(self, begin: int, data: memoryview) -> None:
-        """Bytes that were asked for."""
-        self._parts.append((begin, data))
-        self._there = begin + len(data)
-
-    def read(self, begin: int, n: int) -> bytes | memoryview:
-        """Bytes that are there."""
-        found = []
-        end = min(begin + n, self.end)
-        for at, data in self._parts:
-            if at < end and begin < at + len(data):
-                found.append(data[max(0, begin - at) : end - at])
-        if sum(map(len, found)) != end - begin:
-            raise FormatError(f"a column chunk is read at {begin}, where it has no page; the file is damaged")
-        return found[0] if len(found) == 1 else b"".join(found)
-
-    def drop(self, before: int) -> None:
-        """Let go of what was read."""
-        keep = min(before, self._page)
-        self._parts = [(at, data) for at, data in self._parts if at + len(data) > keep]
-
-
 class _Group:
     """A row group that pyarrow reads out of chunks.
 
@@ -401,23 +334,48 @@ class _Group:
     """
 
     def __init__(
-        self, chunks: list[_Chunk], footer: ParquetFooter, metadata: Any, number: int,
+        self, chunks: list[ColumnChunk], footer: ParquetFooter, metadata: Any, number: int,
         columns: Sequence[str] | None, step: int,
     ) -> None:  # fmt: skip
         self.chunks = chunks
         self.footer = footer
         self.step = step
         self.rows_made = 0
-        self._file = _ChunkFile(chunks, footer.nbytes)
+        self._file = ChunkFile(chunks, footer.nbytes)
         self._open = (metadata, number, columns)
         self._batches: Iterator[Any] | None = None
+        self._grown: list[str] = []  # columns whose words make them longer than their pages are
 
-    def next_batch(self) -> Any:
+    def bound(self, limit: int) -> None:
+        """Once the first pages are there: so few rows at a time that a dictionary's words do not make more bytes of
+        them than ``limit``."""
+        row_bytes = sum(chunk.word_bytes for chunk in self.chunks if not chunk.column.repeated)
+        if row_bytes * self.step > limit:
+            self.step = max(1, limit // row_bytes)
+            self._grown = [chunk.column.path.partition(".")[0] for chunk in self.chunks if chunk.word_bytes]
+
+    def next_batch(self, held: Sequence[Any], rows: int, room: int) -> Any:
         """The next rows, of which the pages are there.
+
+        Parameters:
+            held: batches that are needed still.
+            rows: that are to be held in the end.
+            room: bytes that may be held.
 
         Raises:
             FormatError: the pages are damaged, or have fewer rows than the row group.
+            BudgetTooSmallError: the rows take more than ``room``.
         """
+        size = sum(chunk.decoded(self.rows_made, self.rows_made + self.step) for chunk in self.chunks)
+        size += sum(batch.column(name).nbytes for batch in held for name in self._grown)
+        if size > room:
+            # The rows that are to come are taken to be like those that are there.
+            needed = max(size, size * rows // (self.step + sum(batch.num_rows for batch in held)))
+            raise BudgetTooSmallError(
+                f"{self.footer.name} has {rows} rows near row {self.rows_made} of a row group that take {needed} "
+                f"bytes, {room} may be used: give at least {4 * needed} bytes, unless the file is damaged",
+                needed=needed,
+            )  # fmt: skip
         pa = require_pyarrow()
         try:
             batch = next(self._start(pa))
@@ -438,8 +396,9 @@ class _Group:
 
             metadata, number, columns = self._open
             file = parquet.ParquetFile(
-                pa.PythonFile(self._file, mode="r"), metadata=metadata, pre_buffer=False, buffer_size=STREAM_BYTES
-            )
+                pa.PythonFile(self._file, mode="r"), metadata=metadata, pre_buffer=False, buffer_size=STREAM_BYTES,
+                read_dictionary=[chunk.column.path for chunk in self.chunks if chunk.words],
+            )  # fmt: skip
             self._batches = file.iter_batches(
                 self.step, row_groups=[number], columns=None if columns is None else list(columns), use_threads=False
             )
@@ -451,40 +410,3 @@ class _Group:
         for chunk in self.chunks:
             chunk.passed = 0
         return total
-
-
-class _ChunkFile(io.RawIOBase):
-    """What pyarrow takes for the file: only what the chunks hold can be read."""
-
-    def __init__(self, chunks: Sequence[_Chunk], nbytes: int) -> None:
-        super().__init__()
-        self._chunks = chunks
-        self._nbytes = nbytes
-        self._at = 0
-        self._read = {id(chunk): chunk.begin for chunk in chunks}
-
-    def position(self, chunk: _Chunk) -> int:
-        """Up to where a chunk was read."""
-        return self._read[id(chunk)]
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._nbytes)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, n: int = -1) -> bytes:
-        for chunk in self._chunks:
-            if chunk.begin <= self._at < chunk.end:
-                data = chunk.read(self._at, n)
-                self._at += len(data)
-                self._read[id(chunk)] = max(self._read[id(chunk)], self._at)
-                return bytes(data)
-        raise FormatError(f"byte {self._at} is in no column chunk that was asked for; the file is damaged")

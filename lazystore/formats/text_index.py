@@ -118,6 +118,9 @@ class IndexWriter:
     Raises:
         ConfigError: it cannot be written there.
 
+    Attributes:
+        mine: this process began it. A forked child only lets go of its parent's.
+
     Memory: the directory so far. Threads: one. A process that dies leaves a temporary file, which the next one
     that writes the same sidecar a day later removes.
     """
@@ -125,12 +128,14 @@ class IndexWriter:
     def __init__(self, path: Path, identity: str, signature: str) -> None:
         self.index = TextIndex(str(path), identity, signature)
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}")
+        self._pid = os.getpid()
+        self._temporary = path.with_name(f".{path.name}.{self._pid}-{time.monotonic_ns()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(path)
-            self._file: Any = open(self._temporary, "xb")  # noqa: SIM115 - closed by finish() and close()
-            self._file.write(bytes(HEADER.size))
+            # Unbuffered: a forked child would write what is in the buffer once more when it lets go of the file.
+            self._file: Any = open(self._temporary, "xb", buffering=0)  # noqa: SIM115 - closed by finish() and close()
+            self._put(bytes(HEADER.size))
         except OSError as error:
             raise self._refusal(error) from error
         self._at = HEADER.size
@@ -157,7 +162,7 @@ class IndexWriter:
         self._write(directory)
         try:
             self._file.seek(0)
-            self._file.write(HEADER.pack(*place, zlib.crc32(HEADER.pack(*place, 0))))
+            self._put(HEADER.pack(*place, zlib.crc32(HEADER.pack(*place, 0))))
             self._file.close()
             if load_index(self._path, index.identity, index.signature) is None:
                 os.replace(self._temporary, self._path)
@@ -166,19 +171,29 @@ class IndexWriter:
         finally:
             self.close()
 
+    @property
+    def mine(self) -> bool:
+        return self._pid == os.getpid()
+
     def close(self) -> None:
         """Give it up, if it is not finished."""
         self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._temporary)
+        if self.mine:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary)
 
     def _write(self, data: bytes) -> None:
         try:
-            self._file.write(data)
+            self._put(data)
         except OSError as error:
             self.close()
             raise self._refusal(error) from error
         self._at += len(data)
+
+    def _put(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
 
     def _refusal(self, error: OSError) -> ConfigError:
         return ConfigError(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import struct
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from lazystore._core.decode import DecodePlan
-from lazystore.errors import BudgetTooSmallError, ConfigError, FormatError, UnsupportedError, with_place
+from lazystore.errors import BudgetTooSmallError, ClosedError, ConfigError, FormatError, UnsupportedError, with_place
 from lazystore.formats.format import Opened, Place, Unindexed
 from lazystore.formats.text_index import IndexWriter, TextIndex, load_index
 from lazystore.formats.text_scan import BLOCK_BYTES, BLOCK_ITEMS, MAX_HEAD, Cutter, TextReader, TextRules, header_names
@@ -26,6 +28,10 @@ log = logging.getLogger("lazystore")
 CHUNK_BYTES, CHUNK_ITEMS = 16 << 20, 1 << 18
 #: Bytes a pass may hold at least, whatever the budget.
 MIN_ROOM = 2 << 20
+
+
+#: Whose sources a forked child must look after.
+_live: weakref.WeakSet[TextPass] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,8 @@ class TextPass(Unindexed):
         place, texts: what there is.
         planner, opener: the format's part: a decode plan from a header, and an opened dataset from indexes.
 
-    Memory: the budget at most. Threads: one. Fork: read in the process that made it. Pickling: none.
+    Memory: the budget at most. Threads: one. Fork: a child may go on reading what its parent had begun, and makes no
+    index of it then; its own passes make theirs. Pickling: none.
     """
 
     def __init__(self, place: Place, texts: list[Text], planner: Planner, opener: Opener) -> None:
@@ -60,6 +67,9 @@ class TextPass(Unindexed):
         self._opener = opener
         self._room = max(place.budget, MIN_ROOM)
         self._planned: DecodePlan | None = None
+        self._going: set[_Indexing] = set()
+        self._closed = False
+        _live.add(self)
 
     @property
     def plan(self) -> DecodePlan:  # type: ignore[override]
@@ -106,21 +116,29 @@ class TextPass(Unindexed):
                 with named(text.name):
                     reader = self._reader(text)
                     for piece in reader.pieces():
-                        indexing = _go_on(indexing, _Indexing.feed, piece)
+                        indexing = self._go_on(indexing, _Indexing.feed, piece)
                         for table, _, data in cutter.feed(piece):
                             yield from _items(table, data)
                     for table, _, data in cutter.finish():
                         yield from _items(table, data)
                     first = cutter.head or b"" if first is None else first
                     self._same_header(text, cutter.head or b"", first)
-                    _go_on(indexing, _Indexing.finish, reader)
+                    indexing = self._go_on(indexing, _Indexing.finish, reader)
             finally:
-                if indexing is not None:
-                    indexing.close()
+                self._give_up(indexing)
 
     def close(self) -> None:
-        """Close the source."""
+        """Close the source, and give up the indexes in the making: streams raise ClosedError from now on."""
+        self._closed = True
+        for indexing in list(self._going):
+            self._give_up(indexing)
         self._place.source.close()
+
+    def reset_after_fork(self) -> None:
+        """For the child of a fork: what the source needs."""
+        reset = getattr(self._place.source, "reset_after_fork", None)
+        if reset is not None:
+            reset()
 
     def _reader(self, text: Text) -> TextReader:
         return TextReader(self._place.source, text.name, text.rules, timeout=self._place.timeout, room=self._room // 2)
@@ -142,10 +160,37 @@ class TextPass(Unindexed):
         if load_index(text.path, text.identity, text.rules.signature) is not None:
             return None
         try:
-            return _Indexing(text)
+            indexing = _Indexing(text)
         except ConfigError as error:
             log.warning("%s", error)
             return None
+        self._going.add(indexing)
+        return indexing
+
+    def _go_on(
+        self, indexing: _Indexing | None, step: Callable[[_Indexing, Any], Any], argument: Any
+    ) -> _Indexing | None:
+        """Take a step, or give the index up where its sidecar cannot be written any more, or is the parent's."""
+        if self._closed:
+            raise ClosedError(f"{self._place.url} is closed")
+        if indexing is None or not indexing.mine:
+            self._give_up(indexing)
+            return None
+        try:
+            step(indexing, argument)
+        except BudgetTooSmallError:
+            raise
+        except ConfigError as error:
+            log.warning("%s", error)
+            self._give_up(indexing)
+            return None
+        return indexing
+
+    def _give_up(self, indexing: _Indexing | None) -> None:
+        """End what makes an index, unless it came to its end."""
+        if indexing is not None:
+            self._going.discard(indexing)
+            indexing.close()
 
     def _first_head(self) -> bytes:
         """The bytes before the first item."""
@@ -204,6 +249,10 @@ class _Indexing:
         self._writer.finish()
         return index
 
+    @property
+    def mine(self) -> bool:
+        return self._writer.mine
+
     def close(self) -> None:
         self._writer.close()
 
@@ -213,20 +262,6 @@ class _Indexing:
             self._head = None
         elif len(head) > MAX_HEAD:
             raise FormatError(f"there is no record in the first {MAX_HEAD} bytes after the header")
-
-
-def _go_on(indexing: _Indexing | None, step: Callable[[_Indexing, Any], Any], argument: Any) -> _Indexing | None:
-    """Take a step, or give the index up where its sidecar cannot be written any more."""
-    if indexing is not None:
-        try:
-            step(indexing, argument)
-        except BudgetTooSmallError:
-            raise
-        except ConfigError as error:
-            log.warning("%s", error)
-            indexing.close()
-            return None
-    return indexing
 
 
 @contextlib.contextmanager
@@ -244,3 +279,12 @@ def _items(table: bytes, data: bytes) -> Generator[bytes, None, None]:
     offsets = struct.unpack_from(f"<{head // 4 - 1}I", table, 4)
     for begin, end in itertools.pairwise(offsets):
         yield data[begin - head : end - head]
+
+
+def _after_fork_in_child() -> None:
+    for texts in list(_live):
+        texts.reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

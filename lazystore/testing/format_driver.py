@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from lazystore.fetch.source import Read, Source
+from lazystore.formats.driving import answers
 from lazystore.formats.format import Image, Images, Opened, Size, Wait, Want
 
 __all__ = ["chunk_bytes", "interleaved", "made_blocks", "split_items"]
@@ -129,12 +130,7 @@ def _answers(source: Source, step: Any, run: int, scratch: int) -> list[Any]:
             assert want.begin >= 0 and want.nbytes > 0, f"run {run} wants {want.nbytes} bytes from {want.begin} on"
             wanted += want.nbytes
     assert wanted <= scratch, f"run {run} wants {wanted} bytes together; its scratch is {scratch}"
-    reads = {
-        want: Read(want.name, want.begin, memoryview(bytearray(want.nbytes))) for want in step if isinstance(want, Want)
-    }
-    sizes = [want.name for want in step if isinstance(want, Size)]
-    found = source.run(list(reads.values()), stat=sizes, timeout=TIMEOUT)
-    return [reads[want].view if isinstance(want, Want) else found[want.name] for want in step]
+    return answers(source, step, TIMEOUT)
 
 
 def _read(source: Source, want: Want) -> memoryview:

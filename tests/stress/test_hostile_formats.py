@@ -66,6 +66,6 @@ def test_datasets_that_failed_are_not_kept_alive(name: str, tmp_path: Path) -> N
     *_, victim = sorted(path for path in (tmp_path / "d").iterdir() if path.suffix != ".json")
     victim.chmod(0o644)
     data = bytearray(victim.read_bytes())
-    data[20:28] = struct.pack("<II", 5, 5)
+    data[8:16] = struct.pack("<II", 1 << 31, 1 << 31)
     victim.write_bytes(data)
     assert scripts.run(ABANDONED, tmp_path / "d").strip() == "0"

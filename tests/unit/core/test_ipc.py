@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import struct
+from array import array
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -99,6 +101,74 @@ def test_batches_of_another_schema_are_refused() -> None:
     with pytest.raises(ConfigError):
         IpcLayout(SHAPE, RowShape([COLUMNS[0]]), [])
 
+
+# -- parts of a body ------------------------------------------------------------------------
+
+
+def parts(bounds: list[int]) -> array[int]:
+    """Every other stretch between the bounds, as spans."""
+    return array("q", [n for a, b in zip(bounds[::2], bounds[1::2], strict=False) for n in (a, b - a)])
+
+
+@given(st.sampled_from(["litdata-rows", "litdata-rows-zstd"]), st.data())
+def test_an_excerpt_has_the_buffers_of_its_parts_and_no_others(name: str, data: st.DataObject) -> None:
+    stored = next(messages(name))
+    message = IpcMessage(stored)
+    body, buffers = stored[message.header :], message.buffers
+    edges = [at + n for at, nbytes in zip(buffers[::2], buffers[1::2], strict=True) for n in (0, nbytes)]
+    bound = st.integers(0, len(body)) | st.sampled_from([*edges, len(body)])
+    spans = parts(sorted(data.draw(st.lists(bound, max_size=8))))
+    pairs = list(zip(spans[::2], spans[1::2], strict=True))
+    less = bytes(message.excerpt(stored, spans)) + b"".join(body[at : at + n] for at, n in pairs)
+    found = IpcMessage(less)
+    assert (found.kind, found.rows, found.codec, found.header) == (3, message.rows, message.codec, message.header)
+    assert found.header + found.body_bytes == len(less)
+    for k in range(0, len(buffers), 2):
+        at, nbytes = buffers[k : k + 2]
+        inside = any(begin <= at and at + nbytes <= begin + n for begin, n in pairs)
+        # Between two parts that touch, a buffer may be in both; only one is looked at, never another's bytes.
+        now, n_now = found.buffers[k : k + 2]
+        assert n_now == (nbytes if inside else 0)
+        assert less[found.header + now :][:n_now] == body[at : at + n_now]
+
+
+@given(st.integers(0, 5000), st.lists(st.sampled_from([0, 1, 2]), unique=True))
+def test_the_parts_of_wanted_columns_hold_their_buffers_and_are_far_apart(gap: int, pick: list[int]) -> None:
+    data = next(messages("litdata-rows"))
+    message = IpcMessage(data)
+    shape = RowShape([COLUMNS[k] for k in pick])
+    layout = IpcLayout(SHAPE, shape, pick)
+    spans = layout.spans(message, gap)
+    pairs = list(zip(spans[::2], spans[1::2], strict=True))
+    for (a, n), (b, _) in pairwise(pairs):
+        assert b - a - n > gap
+    assert all(a % 64 == 0 and 0 <= a <= a + n <= message.body_bytes for a, n in pairs)
+    assert layout.wanted_bytes(message) <= sum(spans[1::2])
+    less = bytes(message.excerpt(data, spans)) + b"".join(data[message.header + a :][:n] for a, n in pairs)
+    ops = [COLUMNS[k][1] for k in pick]
+    assert rows_of(layout, shape, less, ops) == rows_of(layout, shape, data, ops)
+    if gap == 0 and len(pick) == 1:
+        assert sum(spans[1::2]) < layout.wanted_bytes(message) + 3 * 128
+
+
+def test_parts_that_are_none_of_the_body_are_refused() -> None:
+    data = next(messages("litdata-rows"))
+    message = IpcMessage(data)
+    for spans in ([-1, 4], [0, -1], [0, message.body_bytes + 1], [64, 64, 0, 64], [0, 65, 64, 64], [1 << 62, 1 << 62]):
+        with pytest.raises(FormatError, match="does not lie"):
+            message.excerpt(data, array("q", spans))
+    with pytest.raises(FormatError, match="not the header"):
+        message.excerpt(data[: message.header - 1], array("q"))
+
+
+def test_unsigned_numbers_may_be_laid_as_bytes() -> None:
+    shape = RowShape([("id", "bytes", ("raw", 8, (), ()))])
+    IpcLayout(RowShape([("id", "int", ("uint", 8, (), ()))]), shape, [0])
+    with pytest.raises(ConfigError):
+        IpcLayout(RowShape([("id", "int", ("uint", 4, (), ()))]), shape, [0])
+
+
+# -- damage ---------------------------------------------------------------------------------
 
 SMALL = [min(messages(name), key=len) for name in ("litdata-rows", "litdata-rows-zstd")]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazystore._core.parquet_scan import scan_footer, scan_page
+from lazystore._core.parquet_scan import longest_word, scan_footer, scan_page
 from lazystore.errors import FormatError
 
 END = 1 << 40
@@ -78,8 +78,8 @@ CHUNKS = st.tuples(PLACES, st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.
     st.lists(st.tuples(st.integers(1, 1 << 40), st.lists(CHUNKS, max_size=18)), max_size=20),
 )
 def test_footers_say_where_column_chunks_are(schema: list[Any], groups: list[Any]) -> None:
-    found_schema, rows, chunks = scan_footer(footer(schema, groups), end=END)
-    assert found_schema == schema
+    found_schema, rows, chunks, _ = scan_footer(footer(schema, groups), end=END)
+    assert [element[:3] for element in found_schema] == schema
     assert list(rows) == [n for n, _ in groups]
     flat = [c for _, some in groups for c in some]
     assert list(chunks) == [x for b, s, i, d in flat for x in (b if d is None else min(b, d), s, i)]
@@ -95,6 +95,39 @@ def test_column_chunks_outside_the_file_are_refused(place: tuple[int, int, int, 
     scan_footer(footer([], [(0, [place])]), end=END)  # of no rows it does not matter
     with pytest.raises(FormatError, match="rows"):
         scan_footer(footer([], [(-1, [])]), end=END)
+
+
+def hinted(*fields: tuple[int, int, Any]) -> bytes:
+    meta = [*fields[:1], (4, I32, 6), (5, I64, 70), (6, I64, 9), (7, I64, 9), (9, I64, 4), *fields[1:]]
+    element = [(1, I32, 7), (2, I32, 12), (3, I32, 0), (4, BINARY, b"a")]
+    text = [(1, I32, 6), (3, I32, 0), (4, BINARY, b"b")]
+    group = [(1, LIST, (STRUCT, [[(3, STRUCT, meta)]])), (3, I64, 5)]
+    return struct_of([(2, LIST, (STRUCT, [element, text])), (4, LIST, (STRUCT, [group]))])
+
+
+@pytest.mark.parametrize(
+    ("encodings", "pages", "words"),
+    [
+        ([2, 3], None, True), ([2, 3, 4], None, True), ([0, 2, 3], None, False), ([0, 3, 8], None, False),
+        ([3], None, False), ([0, 3, 8], [(2, 0), (0, 8)], True), ([0, 3, 8], [(2, 0), (0, 8), (3, 8)], True),
+        ([0, 3, 8], [(2, 0), (0, 8), (0, 0)], False), ([2, 3], [(0, 0), (0, 2)], False), ([2], [(2, 0)], False),
+    ],
+)  # fmt: skip
+def test_footers_hint_at_what_columns_decode_to(encodings: Any, pages: Any, words: bool) -> None:
+    stats = [] if pages is None else [(13, LIST, (STRUCT, [[(1, I32, p), (2, I32, e), (3, I32, 1)] for p, e in pages]))]
+    data = hinted((2, LIST, (I32, encodings)), *stats, (16, STRUCT, [(1, I64, 1 << 40), (2, LIST, (I64, [1]))]))
+    schema, _, _, hints = scan_footer(data, end=END)
+    assert [element[3] for element in schema] == [12, -1]
+    assert list(hints) == [70, 1 << 40, 6, words]
+    assert list(scan_footer(hinted((2, LIST, (I32, encodings)), *stats), end=END)[3]) == [70, -1, 6, words]
+
+
+@given(st.lists(st.binary(max_size=300)), st.integers(1, 1 << 31))
+def test_the_longest_word_of_a_dictionary_is_found(words: list[bytes], beyond: int) -> None:
+    data = b"".join(len(word).to_bytes(4, "little") + word for word in words)
+    assert longest_word(data) == max(map(len, words), default=0)
+    with pytest.raises(FormatError, match="past its end"):
+        longest_word(data + beyond.to_bytes(4, "little"))
 
 
 def test_column_chunks_in_other_files_are_refused() -> None:
@@ -116,7 +149,7 @@ def test_every_truncation_of_a_footer_is_refused() -> None:
 @given(st.integers(0, len(GOOD) - 1), st.binary(min_size=1, max_size=12))
 def test_damaged_footers_raise_or_give_places_in_the_file(at: int, new: bytes) -> None:
     try:
-        _, rows, chunks = scan_footer(GOOD[:at] + new + GOOD[at + len(new) :], end=1000)
+        _, rows, chunks, _ = scan_footer(GOOD[:at] + new + GOOD[at + len(new) :], end=1000)
     except FormatError:
         return
     assert all(n >= 0 for n in rows)
@@ -142,17 +175,26 @@ def test_lists_and_structs_nested_without_end_are_refused() -> None:
 COUNT = st.integers(0, (1 << 31) - 1)
 
 
-@given(COUNT, COUNT, COUNT, COUNT, st.integers(0, 3))
-def test_page_headers_say_how_long_pages_are(stored: int, inflated: int, values: int, rows: int, kind: int) -> None:
+@given(COUNT, COUNT, COUNT, COUNT, st.integers(0, 3), st.sampled_from([0, 2, 7, 8]))
+def test_page_headers_say_how_long_pages_are(
+    stored: int, inflated: int, values: int, rows: int, kind: int, encoding: int
+) -> None:
     inner = {
-        0: (5, STRUCT, [(1, I32, values), (2, I32, 0), (5, STRUCT, NOISE)]),
+        0: (5, STRUCT, [(1, I32, values), (2, I32, encoding), (5, STRUCT, NOISE)]),
         1: (6, STRUCT, []),
         2: (7, STRUCT, [(1, I32, values), (2, I32, 0), (3, TRUE, None)]),
-        3: (8, STRUCT, [(1, I32, values), (2, I32, 1), (3, I32, rows), (4, I32, 0), (7, TRUE, None)]),
+        3: (8, STRUCT, [(1, I32, values), (2, I32, 1), (3, I32, rows), (4, I32, encoding), (7, TRUE, None)]),
     }[kind]
     header = struct_of([(1, I32, kind), (2, I32, inflated), (3, I32, stored), inner, *NOISE])
     said = {0: (values, -1), 3: (values, rows)}.get(kind, (0, 0))
-    assert scan_page(header + b"body") == (len(header), stored, inflated, kind == 2, *said)
+    assert scan_page(header + b"body") == (
+        len(header),
+        stored,
+        inflated,
+        kind == 2,
+        *said,
+        kind in (0, 3) and encoding in (2, 8),
+    )
     for end in range(len(header)):
         assert scan_page(header[:end]) is None
 

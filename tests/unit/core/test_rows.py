@@ -17,7 +17,7 @@ from support.images import items_of
 from lazystore._core.row_image import row_image
 from lazystore._core.row_shape import RowShape
 from lazystore._core.rows import RowBatch
-from lazystore.errors import ConfigError, FormatError
+from lazystore.errors import BudgetTooSmallError, ConfigError, FormatError
 
 INT_FORMS = {1: "b", 2: "h", 4: "i", 8: "q"}
 FLOAT_FORMS = {2: "e", 4: "f", 8: "d"}
@@ -267,14 +267,14 @@ def test_a_small_dictionary_of_long_texts_cannot_make_an_image_beyond_the_limit(
     assert len(one_column(WORDS, "str", views, 1000)) > 5_000_000
     for type_, form in ((WORDS, "str"), (("list", 4, (WORDS,), ()), "value")):
         below = views if form == "str" else [(0, 1, None, struct.pack("<2i", 0, 1000), None), *views]
-        with pytest.raises(FormatError, match="bytes"):
+        with pytest.raises(BudgetTooSmallError, match="bytes"):
             one_column(type_, form, below, 1000 if form == "str" else 1, limit=1 << 20)
 
 
 def test_elements_without_bytes_cannot_make_work_beyond_the_limit() -> None:
     nothing = ("list", 8, (("null", 0, (), ()),), ())
     views = [(0, 1, None, struct.pack("<2q", 0, 1 << 45), None), (0, 1 << 45, None, None, None)]
-    with pytest.raises(FormatError, match="more than"):
+    with pytest.raises(BudgetTooSmallError, match="more than"):
         one_column(nothing, "value", views, 1, limit=1 << 20)
     with pytest.raises(FormatError, match="do not fit"):
         one_column(("null", 0, (), ()), "none", [(0, 1 << 40, None, None, None)], 1 << 40)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from support.texts import indexed, place_of, stored, unindexed, values, write
 
-from lazystore.errors import ConfigError, FormatError, SourceChangedError
+from lazystore.errors import ClosedError, ConfigError, FormatError, SourceChangedError
 from lazystore.fetch.local import LocalSource
 from lazystore.formats import text_index, text_pass
-from lazystore.formats.format import Opened, Options
+from lazystore.formats.format import Opened, Options, Unindexed
 from lazystore.formats.text import CsvFormat, JsonlFormat
 from lazystore.formats.text_index import cache_folder, load_index
 
@@ -157,6 +161,75 @@ def test_a_stream_that_is_left_early_leaves_no_sidecar(folder: Path, cache: Path
     assert len(list((cache / "text").iterdir())) == 1  # under another name
     stream.close()
     assert not list((cache / "text").iterdir())
+
+
+def _in_child(act: Callable[[], bool]) -> int:
+    """The exit code of a forked child: 0 where ``act`` is true."""
+    pid = os.fork()
+    if not pid:
+        signal.alarm(20)  # a child that waits for a lock of its parent's would never end
+        code = 1
+        try:
+            code = 0 if act() else 2
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+LONG = [{"id": i, "text": "y" * 1000} for i in range(2000)]
+
+
+def _half_done(folder: Path) -> tuple[Unindexed, Generator[bytes, None, None]]:
+    """A pass that has written some offset tables, and more text to read."""
+    write(folder, {"long.jsonl": b"".join(json.dumps(row).encode() + b"\n" for row in LONG)})
+    first = unindexed(JSONL, place_of(folder, ["long.jsonl"], budget=1 << 20))
+    stream = first.stream()
+    next(stream)
+    return first, stream
+
+
+def test_closing_ends_what_is_in_the_making(folder: Path, cache: Path) -> None:
+    first, stream = _half_done(folder)
+    assert len(list((cache / "text").iterdir())) == 1
+    first.close()
+    assert not list((cache / "text").iterdir())
+    with pytest.raises(ClosedError):
+        list(stream)
+    assert not list((cache / "text").iterdir())
+
+
+@pytest.mark.parametrize("how", ["read on", "close the stream", "close", "drop"])
+def test_a_forked_child_leaves_its_parents_index_alone(how: str, folder: Path, cache: Path) -> None:
+    first, stream = _half_done(folder)
+    (begun,) = (cache / "text").iterdir()
+    before = begun.read_bytes()
+
+    def act() -> bool:
+        nonlocal first, stream
+        if how == "read on":
+            if sum(1 for _ in stream) != len(LONG) - 1:
+                return False
+        elif how == "close the stream":
+            stream.close()
+        elif how == "close":
+            first.close()
+        else:
+            del first, stream
+            gc.collect()
+        return True
+
+    assert _in_child(act) == 0
+    assert list((cache / "text").iterdir()) == [begun] and begun.read_bytes() == before
+    assert sum(1 for _ in stream) == len(LONG) - 1
+    assert values(indexed(JSONL, place_of(folder, ["long.jsonl"]))) == LONG
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_locks(folder: Path) -> None:
+    first, stream = _half_done(folder)
+    source: Any = first._place.source  # type: ignore[attr-defined]
+    with source._lock:
+        assert _in_child(lambda: sum(1 for _ in stream) == len(LONG) - 1) == 0
+    stream.close()
 
 
 def test_what_dead_processes_left_is_swept_a_day_later(folder: Path) -> None:

@@ -288,16 +288,6 @@ class Floods(Wrong):
             raise
 
 
-class MissingIsEmpty(Wrong):
-    name = "toy-missing"
-    suffixes = (".missing",)
-
-    def open(self, place: Place, options: Options) -> Opened:
-        if not Path(place.source.url, *place.names).exists():
-            raise FormatError("nothing here")
-        return super().open(place, options)
-
-
 @pytest.mark.parametrize(
     ("format", "text"),
     [
@@ -308,7 +298,6 @@ class MissingIsEmpty(Wrong):
         (Careless(), "error: unpack requires"),
         (Crashes(), "the process crashed, signal 6"),
         (Floods(), "MemoryError"),
-        (MissingIsEmpty(), "a dataset that does not exist raises FormatError"),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
