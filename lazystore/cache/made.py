@@ -145,23 +145,28 @@ class MadeChunks:
     def _make(self, block: int, deadline: Deadline) -> Image:
         run = bisect_right(self._images.runs, block) - 1
         making = self._open.get(run)
-        if making is None or making.over or making.next - making.ready > block:
+        if making is None or making.over or (making.next - making.ready > block and not making.jumps):
             if making is not None:
                 self._close(run)
             making = self._begin(run, block)
         self._open.move_to_end(run)
         making.used = True
         self._make_room()
+        if making.jumps and not making.ready:
+            making.go_to(block)
         while True:
             if not self._advance(making, deadline):
                 continue
             image = making.take()
+            if image.block != block:
+                # On the way to the one that is wanted: kept if a frame can be had.
+                self._pass(image)
+                if making.jumps:
+                    making.go_to(block)
+                continue
             if making.next == self._images.runs[run + 1]:
                 self._close(run)
-            if image.block == block:
-                return image
-            # On the way to the one that is wanted: kept if a frame can be had.
-            self._pass(image)
+            return image
 
     def _advance(self, making: Making, deadline: Deadline) -> bool:
         """Go on with a run somebody waits for; True when its next image is ready."""

@@ -85,6 +85,16 @@ class Making:
         image, self._image = self._image, None
         return image
 
+    @property
+    def jumps(self) -> bool:
+        """It has made an image, and goes on with any block of the run."""
+        return isinstance(self._answer, int)
+
+    def go_to(self, block: int) -> None:
+        """Make this block next; of a run that jumps, and whose image was taken."""
+        assert self.jumps and not self.ready
+        self.next = self._answer = block
+
     def pump(self, *, urgent: bool = False) -> bool:
         """Go on as far as possible without waiting; True when an image is ready or the run is over.
 
@@ -109,6 +119,7 @@ class Making:
                     return False
                 if isinstance(step, Image):
                     self._accept(step)
+                    self._answer = self.next if step.jumps else None
                 else:
                     self._send(step, urgent)
         except BaseException:

@@ -60,8 +60,7 @@ class ArrowFormat(Format):
             if directory.schema not in writers:
                 writers[directory.schema] = IpcRows(rows, directory.schema, directory.name, options.columns)
         assert rows is not None
-        row_bytes = 4 * (len(rows.keys) + 1)
-        units = [(d.rows, [s + row_bytes * n for s, n in zip(d.sizes, d.rows, strict=True)]) for d in found]
+        units = [(d.rows, [s + rows.row_bytes * n for s, n in zip(d.sizes, d.rows, strict=True)]) for d in found]
         blocks = Blocks(units, share=True)
         images = IpcImages(found, [writers[d.schema] for d in found], blocks, limit=limit)
         about = {
@@ -102,7 +101,8 @@ class ParquetFormat(Format):
             if counts and sum(footer.rows) != counts[footer.name]:
                 raise FormatError(f"{footer.name} has {sum(footer.rows)} rows, the index says {counts[footer.name]}")
         rows = RowsSchema.from_arrow(found[0].schema, options.columns)
-        blocks = Blocks([(f.rows, f.sizes) for f in found], share=False)
+        units = [(f.rows, [s + rows.row_bytes * n for s, n in zip(f.sizes, f.rows, strict=True)]) for f in found]
+        blocks = Blocks(units, share=False)
         images = ParquetImages(found, rows, blocks, columns=options.columns, limit=limit)
         about = {
             "schema": _about_schema(found[0].schema, rows.keys),

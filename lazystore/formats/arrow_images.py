@@ -204,7 +204,7 @@ class IpcImages:
 
     def open(self, run: int, first: int) -> Generator[Step, Any, None]:
         """Make the images of a run from block ``first`` on."""
-        file, numbers, skip = self._blocks.place(first)
+        file, numbers, _ = self._blocks.place(first)
         directory, rows = self._directories[file], self._rows[file]
         name = directory.name
         fetch = self._fetch(file, numbers)
@@ -220,11 +220,13 @@ class IpcImages:
             for message, (at, data) in zip(messages[n_before:], pieces[n_before:], strict=True):
                 before = [one for begin, one in pieces[:n_before] if begin < at or not directory.stream]
                 batches.append(rows.batch(data, room=self._limit, message=message, before=before, place=name))
-            for block in range(first, self.runs[run + 1]):
-                n = self._blocks.counts[block]
-                yield Image(block, rows.writer.image(batches, skip, n, limit=self._limit), opened)
+            block = first
+            while block < self.runs[run + 1]:
+                skip = self._blocks.place(block)[2]
+                image = rows.writer.image(batches, skip, self._blocks.counts[block], limit=self._limit)
+                asked = yield Image(block, image, opened, jumps=True)
+                block = block + 1 if asked is None else asked
                 opened = 0
-                skip += n
         finally:
             self._grown.pop(run, None)
 

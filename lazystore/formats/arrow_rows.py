@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from lazystore._core.row_image import row_image
 from lazystore._core.row_shape import RowShape
 from lazystore._core.rows import RowBatch
-from lazystore.errors import ConfigError, FormatError, MissingExtraError, UnsupportedError
+from lazystore.errors import BudgetTooSmallError, ConfigError, FormatError, MissingExtraError, UnsupportedError
 
 if TYPE_CHECKING:
     from lazystore._core.row_shape import _RowType as RowType
@@ -26,6 +26,8 @@ __all__ = ["RowsSchema", "RowsWriter", "has_dictionary", "require_pyarrow", "row
 #: As :class:`~lazystore._core.decode.DecodePlan` takes them.
 Leaf: TypeAlias = tuple[str, Any, dict[str, Any]]
 MAX_IMAGE = (1 << 32) - 3
+#: Bytes of a cell that is a stream of its own, besides its value.
+PACKED_BYTES = 512
 
 
 def require_pyarrow() -> Any:
@@ -82,6 +84,12 @@ class RowsSchema:
     def tree(self) -> list[tuple[Any, ...]]:
         """The plan's program: one flat dict."""
         return [("leaf",)] * len(self.keys) + [("dict", self.keys)]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in an image besides what its cells have in the file, about."""
+        packed = sum(isinstance(argument, PackedCell) for _, _, argument in self._columns or ())
+        return 4 * (len(self.keys) + 1) + PACKED_BYTES * packed
 
     @property
     def names(self) -> list[str]:
@@ -141,24 +149,29 @@ class RowsWriter:
             limit: bytes the image may have.
 
         Raises:
-            FormatError: the batches have another schema or fewer rows, their buffers contradict themselves, or the
-                image would be larger than ``limit``.
+            FormatError: the batches have another schema or fewer rows, or their buffers contradict themselves.
+            BudgetTooSmallError: the image would be larger than ``limit``.
 
         Cost: ~5 us a column and batch, and ~20 ns a row of an int and 250 bytes of text.
         """
-        return row_image(self.shape, self._parts(batches, first_row, n_rows), limit=limit)
+        return row_image(self.shape, self._parts(batches, first_row, n_rows, limit), limit=limit)
 
-    def bind(self, batch: Any) -> RowBatch:
-        """A record batch's buffers, checked; for several images of one batch."""
+    def bind(self, batch: Any, *, limit: int = MAX_IMAGE) -> RowBatch:
+        """A record batch's buffers, checked; for several images of one batch.
+
+        Raises:
+            FormatError: the batch has another schema, or its buffers are too short.
+            BudgetTooSmallError: cells that are written as streams of their own take more than ``limit``.
+        """
         if batch.schema is not self._schema and not batch.schema.equals(self._schema):
             raise FormatError(f"a record batch has the columns {batch.schema.names}, not {self._schema.names}")
         views: list[RowView] = []
         for column, k in zip(self._columns, self.pick, strict=True):
             array = batch.column(k)
-            _views(_pack(array) if column.packed else array, column.row_type, views)
+            _views(_pack(array, limit) if column.packed else array, column.row_type, views)
         return RowBatch(self.shape, views, batch.num_rows)
 
-    def _parts(self, batches: Any, first: int, n: int) -> Iterator[tuple[RowBatch, int, int]]:
+    def _parts(self, batches: Any, first: int, n: int, limit: int) -> Iterator[tuple[RowBatch, int, int]]:
         if hasattr(batches, "to_batches"):
             batches = batches.to_batches()
         for batch in batches:
@@ -171,7 +184,7 @@ class RowsWriter:
             first -= skip
             n -= take
             if self._packed and take:
-                yield self.bind(batch.slice(skip, take)), 0, take
+                yield self.bind(batch.slice(skip, take), limit=limit), 0, take
             elif take:
                 yield batch if bound else self.bind(batch), skip, take
         if n:
@@ -329,10 +342,15 @@ def _views(array: Any, row_type: RowType, views: list[RowView]) -> None:
             _views(array.values, children[0], views)
 
 
-def _pack(array: Any) -> Any:
-    """Each cell as an Arrow stream of its own: any type there is, at ~20 us a cell."""
+def _pack(array: Any, limit: int) -> Any:
+    """Each cell as an Arrow stream of its own: any type there is, at ~20 us a cell.
+
+    Raises:
+        BudgetTooSmallError: they take more than ``limit``, as cells that are runs of one value well may.
+    """
     pa = require_pyarrow()
     cells: list[bytes | None] = []
+    total = 0
     schema = pa.schema([("cell", array.type)])
     for i in range(len(array)):
         one = array.slice(i, 1)
@@ -342,7 +360,16 @@ def _pack(array: Any) -> Any:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as stream:
             stream.write_batch(pa.record_batch([one], schema=schema))
-        cells.append(sink.getvalue().to_pybytes())
+        stream_bytes = sink.getvalue()
+        total += stream_bytes.size
+        if total > limit:
+            needed = total * len(array) // (i + 1)
+            raise BudgetTooSmallError(
+                f"{len(array)} rows of type {array.type} take about {needed} bytes, an image may have {limit}: "
+                f"give at least {4 * needed} bytes of memory, unless the file is damaged",
+                needed=needed,
+            )
+        cells.append(stream_bytes.to_pybytes())
     return pa.array(cells, pa.large_binary())
 
 

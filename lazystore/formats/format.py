@@ -86,17 +86,19 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A step of a run: a block's image in the classic layout, whole. Not answered.
+    """A step of a run: a block's image in the classic layout, whole. Not answered, but where the run jumps.
 
     Attributes:
         block: its number.
         data: ``u32 n | u32 offset[n+1] | items``.
         opened: bytes that were inflated or decrypted to make it, for ``stats()``.
+        jumps: the run can go on with any of its blocks; it is answered by its number, or by None for the next one.
     """
 
     block: int
     data: bytes | bytearray | memoryview
     opened: int = 0
+    jumps: bool = False
 
 
 #: Wants and sizes are asked for together, in one wave, and answered by a list in the same order.

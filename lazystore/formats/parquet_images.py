@@ -34,6 +34,8 @@ WINDOWS_BYTES = 8 << 20
 LEAST_WINDOW = 64 << 10
 #: pyarrow reads through a buffer of so many bytes.
 STREAM_BYTES = 16 << 10
+#: Words of a dictionary that make at most this share of an image's bytes of the rows of a block leave it.
+WORDS_SHARE = 16
 #: Parsed footers that are kept, and how long the longest of them is.
 KEPT_FOOTERS = 8
 KEPT_BYTES = 1 << 20
@@ -49,7 +51,7 @@ class ParquetFooter:
         digest: of the footer.
         schema: a ``pyarrow.Schema``.
         rows: of each row group.
-        sizes: bytes of its rows' image, estimated.
+        sizes: bytes of its values, decoded, estimated.
         columns: those that are wanted: leaves of the schema.
         chunks: begin and end of each wanted column chunk, its codec, and whether all its values are in a dictionary;
             row group by row group, flat.
@@ -142,9 +144,8 @@ def _note_groups(footer: ParquetFooter, stored: memoryview, columns: Sequence[st
     texts = _texts(footer.schema)
     chosen = [k for k, (path, _, _) in enumerate(leaves) if _is_wanted(path, columns)]
     footer.columns = [Column(*leaves[k], len(texts) == len(leaves) and texts[k]) for k in chosen]
-    n_fields = len(columns if columns is not None else footer.schema.names)
     for group, rows in enumerate(footer.rows):
-        size = 4 * (n_fields + 1) * rows
+        size = 0
         for k, column in zip(chosen, footer.columns, strict=True):
             at = len(leaves) * group + k
             begin, nbytes, inflated = chunks[3 * at : 3 * at + 3]
@@ -349,10 +350,15 @@ class _Group:
     def bound(self, limit: int) -> None:
         """Once the first pages are there: so few rows at a time that a dictionary's words do not make more bytes of
         them than ``limit``."""
-        row_bytes = sum(chunk.word_bytes for chunk in self.chunks if not chunk.column.repeated)
+        flat = [chunk for chunk in self.chunks if not chunk.column.repeated]
+        for chunk in flat:
+            # Short words are written to rows faster once they are out of their dictionary.
+            if WORDS_SHARE * chunk.word_bytes * self.step <= limit:
+                chunk.words = False
+        row_bytes = sum(chunk.word_bytes for chunk in flat if not chunk.words)
         if row_bytes * self.step > limit:
             self.step = max(1, limit // row_bytes)
-            self._grown = [chunk.column.path.partition(".")[0] for chunk in self.chunks if chunk.word_bytes]
+            self._grown = [chunk.column.path.partition(".")[0] for chunk in flat if not chunk.words]
 
     def next_batch(self, held: Sequence[Any], rows: int, room: int) -> Any:
         """The next rows, of which the pages are there.

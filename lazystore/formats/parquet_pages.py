@@ -59,7 +59,7 @@ class ColumnChunk:
 
     Attributes:
         begin, end, column, words: as given.
-        word_bytes: the longest text of its dictionary, where values are decoded out of it.
+        word_bytes: the longest text of its dictionary, where values may be decoded out of it.
         held: bytes that are there.
         inflated: bytes that its dictionary and its longest page inflate to.
         passed: bytes inflated since it was asked.
@@ -154,7 +154,7 @@ class ColumnChunk:
                 needed=inflated,
             )  # fmt: skip
         self._dictionary = inflated
-        if self.column.width < 0 and not self.words:
+        if self.column.width < 0 and not (self.words and self.column.repeated):
             data = self.read(self._page + header, stored)
             self.word_bytes = longest_word(data) if not self._codec else self._longest_inside(data, inflated)
 

@@ -20,7 +20,8 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,37 +33,70 @@ SLACK = 16 * MIB
 #: Bytes that may be mapped beyond the budget; forged lengths ask for more.
 MAPPED = 80 * MIB
 HANG_S = 25
+#: Where datasets are put: in memory, if that can be had.
+PLACE = next((place for place in ("/dev/shm",) if os.access(place, os.W_OK)), None)
 MOST_FOUND = 4
+#: Groups of datasets that are hunted side by side.
+AT_ONCE = 2
 PACKAGES = ("numpy", "torch", "pyarrow.parquet", "PIL.Image", "zstandard", "brotli", "cramjam", "xxhash",
             "cryptography.fernet", "orjson")  # fmt: skip
 
 
-def main(group: str, seed: int, turns: int, only: str = "") -> None:
-    """Damage the datasets of a group; a line of JSON for each thing found."""
+def main(groups: Sequence[str], seed: int, turns: int, only: str = "") -> None:
+    """Damage the datasets of some groups, several groups at a time; a line of JSON for each thing found."""
+    from support import prey
+
+    _prepare()
+    waiting, running = list(groups), set()
+    while waiting or running:
+        if waiting and len(running) < AT_ONCE:
+            group = waiting.pop(0)
+            child = os.fork()
+            if child:
+                running.add(child)
+                continue
+            code = 1
+            try:
+                for name, case in prey.CASES[group].items():
+                    if only in name and _can_be_read(name, case):
+                        _hunt(group, name, case, seed, turns)
+                code = 0
+            except BaseException:  # noqa: BLE001 - told by the parent's exit code
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        child, status = os.wait()
+        running.remove(child)
+        if status:
+            raise SystemExit(f"a group ended with {status}")
+
+
+def _prepare() -> None:
+    """What is imported now is not imported in every fork."""
     from importlib import import_module
 
-    from support import golden, prey
-
-    import lazystore  # noqa: F401 - before the forks
+    import lazystore  # noqa: F401
 
     warnings.simplefilter("ignore")  # pillow warns of images it then refuses
     logging.getLogger("lazystore").setLevel(logging.CRITICAL)
-    installed = set()
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(ImportError):
             import_module(name)
-            installed.add(name.partition(".")[0])
-        except ImportError:
-            pass
-    for name, case in prey.CASES[group].items():
-        needs = golden._packages(name) if name in golden.READABLE else set(case.needs)
-        if only not in name or not needs <= installed:
-            continue
-        with tempfile.TemporaryDirectory() as place:
-            os.environ["LAZYSTORE_CACHE_DIR"] = f"{place}/cache"
-            wrong = _forked(lambda name=name, case=case, place=place: Hunt(name, case, Path(place), seed, turns).run())
-            for line in wrong:
-                print(json.dumps({"group": group, "case": name, "seed": seed, **line}), flush=True)
+
+
+def _can_be_read(name: str, case: Any) -> bool:
+    from support import golden
+
+    needs = golden._packages(name) if name in golden.READABLE else set(case.needs)
+    return all(find_spec(package) for package in needs)
+
+
+def _hunt(group: str, name: str, case: Any, seed: int, turns: int) -> None:
+    with tempfile.TemporaryDirectory(dir=PLACE) as place:
+        os.environ["LAZYSTORE_CACHE_DIR"] = f"{place}/cache"
+        for line in _forked(lambda: Hunt(name, case, Path(place), seed, turns).run()):
+            print(json.dumps({"group": group, "case": name, "seed": seed, **line}), flush=True)
 
 
 def _forked(work: Callable[[], None]) -> list[dict[str, Any]]:
@@ -126,7 +160,7 @@ class Hunt:
         gc.freeze()
         for _ in range(2):  # what is imported or cached at the first failure is not its cost
             self._attempts(random.Random(1), {})
-            for name in self.good:
+            for name in [*self.good][-3:]:
                 self._turn(f"warm {name}", {name: self.good[name][: len(self.good[name]) // 2]}, judge=False)
         if not self.sanitized:  # sanitizers map terabytes
             limit = _status("VmData") + MAPPED
@@ -348,18 +382,13 @@ BOMB_BUDGETS = ["8MB", "24MB"] if "HUNT_FULL" in os.environ else ["8MB"]
 
 def bombs(only: str = "") -> None:
     """Open and read every bomb; a line of JSON for each thing found, and each bomb's answers if asked for."""
-    from importlib import import_module
-
     from support.bombs import BOMBS
 
-    logging.getLogger("lazystore").setLevel(logging.CRITICAL)
-    for name in PACKAGES:
-        with contextlib.suppress(ImportError):
-            import_module(name)
+    _prepare()
     for name, make in BOMBS.items():
         if only not in name:
             continue
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory(dir=PLACE) as place:
             os.environ["LAZYSTORE_CACHE_DIR"] = f"{place}/cache"
             folder = Path(place) / "data"
             folder.mkdir()

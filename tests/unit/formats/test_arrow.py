@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import io
+import itertools
 import json
 import random
 import tracemalloc
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from support.images import images_from, items_of
 from support.sources import DiarySource
 
+from lazystore import StreamingDataset
 from lazystore.errors import (
     BudgetTooSmallError,
     ConfigError,
@@ -27,7 +29,7 @@ from lazystore.errors import (
     MissingExtraError,
     UnsupportedError,
 )
-from lazystore.formats.format import Format, Opened, Options, Place
+from lazystore.formats.format import Format, Image, Opened, Options, Place
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -530,3 +532,56 @@ def test_truncated_files_are_noticed_at_any_length(name: str) -> None:
 
 def _some(n: int) -> Iterator[int]:
     yield from range(0, n, max(1, n // 300))
+
+
+def test_runs_of_one_value_are_refused_before_they_fill_memory() -> None:
+    most = (1 << 31) - 1
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([most]), pa.array(["x" * 1000]))
+    opened = open_files(ArrowFormat, {"part": ipc(pa.table({"a": runs}), rows=most)}, budget=8 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BudgetTooSmallError, match="give at least") as caught:
+            rows_of(opened)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert 500 * max(opened.counts) < caught.value.needed < 3000 * max(opened.counts)
+    few = pa.RunEndEncodedArray.from_arrays(pa.array([300, 900]), pa.array(["x" * 1000, None]))
+    stored = ipc(pa.table({"a": few}), rows=900)
+    assert rows_of(open_files(ArrowFormat, {"part": stored})) == [{"a": "x" * 1000}] * 300 + [{"a": None}] * 600
+
+
+def test_a_batch_is_entered_anywhere_without_making_what_lies_before() -> None:
+    data = pa.table({"a": range(60_000), "b": pa.nulls(60_000)})
+    opened = open_files(ArrowFormat, {"part": ipc(data, rows=60_000)})
+    images = opened.images
+    assert images is not None and len(images.runs) == 2 and len(opened.counts) > 4
+    firsts = [0, *itertools.accumulate(opened.counts)]
+    steps = images.open(0, 1)
+    (want,) = steps.send(None)  # type: ignore[misc]
+    answer: Any = [memoryview(opened.source.objects["part"])[want.begin : want.begin + want.nbytes]]
+    for block in (1, 4, 0, 3, len(opened.counts) - 1):
+        image = steps.send(answer if block == 1 else block)
+        assert isinstance(image, Image) and image.block == block and image.jumps
+        assert opened.plan(items_of(image.data)[0]) == {"a": firsts[block], "b": None}
+    with pytest.raises(StopIteration):
+        steps.send(None)
+
+
+def test_far_rows_of_one_batch_are_had_at_once_in_any_order(tmp_path: Any) -> None:
+    nothing = pa.Array.from_buffers(pa.binary(0), 1 << 30, [None, pa.py_buffer(b"")])
+    (tmp_path / "a.arrow").write_bytes(ipc(pa.table({"a": nothing}), rows=1 << 30))
+    made: list[int] = []
+
+    def note(block: int, *rest: Any, **more: Any) -> Image:
+        made.append(block)
+        return Image(block, *rest, **more)
+
+    with (
+        patch("lazystore.formats.arrow_images.Image", note),
+        StreamingDataset(tmp_path / "a.arrow", memory="8MB") as dataset,
+    ):
+        for i in (5, (1 << 30) - 1, 1 << 29, 0, 1 << 28, 9):
+            assert dataset[i] == {"a": b""}
+        assert dataset.get_many([1 << 28, 1 << 20, 7]) == [{"a": b""}] * 3
+    assert len(made) < 12
