@@ -295,7 +295,7 @@ class _Shard:
                 f"{self._place}: {error}; give memory={2 * READ_SHARE * self._needed} bytes or more"
             ) from error
         except (FormatError, UnsupportedError) as error:
-            raise with_place(error, self._place) from error
+            raise with_place(error, f"{self._place}/{self._name}") from error
         except LazyStoreError:
             raise
         except (ValueError, OSError) as error:  # what pyarrow raises for damaged files

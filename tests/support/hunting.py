@@ -385,9 +385,10 @@ def bombs(only: str = "") -> None:
     from support.bombs import BOMBS
 
     _prepare()
-    for name, make in BOMBS.items():
-        if only not in name:
-            continue
+    # Without HUNT_FULL one in four of each kind: they take a second each.
+    names = [name for name in BOMBS if only in name]
+    for name in names if only or "HUNT_FULL" in os.environ else names[::4]:
+        make = BOMBS[name]
         with tempfile.TemporaryDirectory(dir=PLACE) as place:
             os.environ["LAZYSTORE_CACHE_DIR"] = f"{place}/cache"
             folder = Path(place) / "data"
@@ -471,7 +472,7 @@ def _defuse(target: Path, options: dict[str, Any], budget: str) -> None:
         attempt(f"item {i}", lambda i=i: len(repr(dataset[i])[:99]))
     if total:
         attempt("get_many", lambda: len(dataset.get_many([total - 1, 0])))
-        attempt("batches", lambda: ahead(dataset.batches(16, "list"), 20))
+        attempt("batches", lambda: ahead(dataset.batches(4, "list"), 80))
         attempt("get_bytes", lambda: len(dataset.get_bytes(0)))
     attempt("stats", lambda: bool(dataset.stats()) if dataset.indexed else None)
 
