@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sources import DiarySource
 
+import lazystore
 from lazystore.errors import (
     BudgetTooSmallError,
     ConfigError,
@@ -340,7 +341,7 @@ def test_thousands_of_damaged_shards_end_no_process() -> None:
                 ends += 1
         print(ends)
     """
-    paths = [str(path) for path in (Path(__file__).parents[2], Path(__file__).parents[3])]
+    paths = [str(path) for path in (Path(__file__).parents[2], Path(lazystore.__file__).parents[1])]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{textwrap.dedent(program)}"],
         input=SOUND.hex(), capture_output=True, text=True, timeout=300,
