@@ -135,6 +135,7 @@ def inflate_frame(frame: bytes | memoryview, *, limit: int, size: int = -1) -> b
     decompressor = getattr(_mine, "decompressor", None)
     if decompressor is None:
         decompressor = _mine.decompressor = zstandard.ZstdDecompressor()
+    data: bytes
     try:
         if declared >= 0:
             data = decompressor.decompress(frame, allow_extra_data=False)
