@@ -124,9 +124,11 @@ def _verified(index: LitDataIndex, place: Place, options: Options) -> Source:
 
 
 def _codec(index: LitDataIndex) -> Codec | None:
+    if not index.compression:
+        return None
     from lazystore.formats.stream_codecs import codec_for
 
-    return codec_for(index.compression) if index.compression else None
+    return codec_for(index.compression)
 
 
 def _about(index: LitDataIndex, images: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import lazystore.formats.litdata_format  # noqa: F401 - most datasets': loaded with the class, not when one is opened
 from lazystore._core.frames import FrameStore
 from lazystore.cache.memory import ChunkMemory
 from lazystore.config import EvictionPolicy, StreamingConfig, default_memory, parse_bytes
