@@ -6,11 +6,11 @@ Decoders for ``serializers=``, used by ``convert`` alone. Without pillow the lea
 from __future__ import annotations
 
 import io
-import struct
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lazystore.errors import FormatError
+from lazystore.formats.leaves import decode_jpeg_array
 
 if TYPE_CHECKING:
     from lazystore import StreamingDataset
@@ -57,19 +57,7 @@ def _image(data: bytes) -> Any:
 
 
 def _images(data: bytes) -> list[Any]:
-    """``u32 n | u32 size[n] | files``."""
-    n = struct.unpack_from("<I", data)[0] if len(data) >= 4 else 0
-    if len(data) < 4 + 4 * n:
-        raise FormatError(f"a list of images in {len(data)} bytes cannot hold {n} sizes")
-    sizes = struct.unpack_from(f"<{n}I", data, 4)
-    at = 4 + 4 * n
-    if at + sum(sizes) != len(data):
-        raise FormatError(f"the sizes of {n} images do not add up to the leaf's {len(data)} bytes")
-    found = []
-    for size in sizes:
-        found.append(_image(data[at : at + size]))
-        at += size
-    return found
+    return decode_jpeg_array(data, _image)
 
 
 #: By the leaf's tag.

@@ -299,8 +299,10 @@ def decode_pil(data: bytes) -> Any:
         raise FormatError(f"a raw image leaf of {len(data)} bytes is not {width} x {height} pixels: {error}") from error
 
 
-def decode_jpeg_array(data: bytes) -> list[Any]:
-    """Several JPEG files, ``u32 n | u32 size[n] | files``, as a list of images (of bytes without pillow)."""
+def decode_jpeg_array(data: bytes, decode: LeafFunction = decode_image) -> list[Any]:
+    """Several JPEG files, ``u32 n | u32 size[n] | files``, as a list of what ``decode`` makes of each file: images
+    (bytes without pillow).
+    """
     n = struct.unpack_from("<I", data)[0] if len(data) >= 4 else 0
     if len(data) < 4 + 4 * n:
         raise FormatError(f"a list of images in {len(data)} bytes cannot hold {n} sizes")
@@ -310,7 +312,7 @@ def decode_jpeg_array(data: bytes) -> list[Any]:
         raise FormatError(f"the sizes of {n} images do not add up to the leaf's {len(data)} bytes")
     images = []
     for size in sizes:
-        images.append(decode_image(data[at : at + size]))
+        images.append(decode(data[at : at + size]))
         at += size
     return images
 
