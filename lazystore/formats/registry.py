@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from lazystore.errors import ConfigError, FormatError
@@ -117,15 +118,7 @@ def format_for_files(names: Iterable[str], *, place: str) -> tuple[Format, list[
 def _by_suffix(name: str) -> str:
     """The format a file name stands for; "" for none."""
     lower = name.lower()
-    for format, (_, suffixes) in _OWN.items():
-        ends = [a + b for a in suffixes for b in (_COMPRESSED if format in _TEXT else ("",))]
-        if ends and lower.endswith(tuple(ends)):
-            return format
-    for format in _others():
-        suffixes = find_format(format).suffixes
-        if suffixes and lower.endswith(suffixes):
-            return format
-    return ""
+    return next((format for format in (*_OWN, *_others()) if lower.endswith(suffixes_of(format))), "")
 
 
 def suffixes_of(name: str) -> tuple[str, ...]:
@@ -139,7 +132,9 @@ def _others() -> list[str]:
     return [*_registered, *(name for name in _entry_points() if name not in _registered)]
 
 
+@cache
 def _entry_points() -> dict[str, str]:
+    """Asked once: it looks through every installed package, and a folder may hold many names to ask about."""
     from importlib.metadata import entry_points
 
     return {point.name: point.value for point in entry_points(group=GROUP)}
