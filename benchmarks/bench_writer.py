@@ -98,7 +98,7 @@ def rows_of(span: tuple[str, int, int]) -> Iterator[dict[str, Any]]:
 
 def team(run: Run) -> None:
     """write_dataset with spec["workers"] processes, which make the samples, too."""
-    from lazystore.parallel.write import write_dataset
+    from lazystore.parallel.writing.write import write_dataset
 
     spec = run.spec
     spans = [(spec["kind"], i, min(i + spec["input"], spec["count"])) for i in range(0, spec["count"], spec["input"])]

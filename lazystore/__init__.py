@@ -27,21 +27,24 @@ if TYPE_CHECKING:
         FetchTimeoutError,
         FormatError,
         ItemIndexError,
+        ItemTimeoutError,
         KeyNotFoundError,
         LazyStoreError,
         MissingExtraError,
         SourceChangedError,
+        TransportError,
         UnsafeDataError,
         UnsupportedError,
+        WorkerDiedError,
         WorkerError,
         WriteError,
     )
     from lazystore.formats.encryption import FernetEncryption, RSAEncryption
     from lazystore.formats.registry import register_format
     from lazystore.formats.writer import DatasetWriter
-    from lazystore.parallel.complete import complete_dataset
-    from lazystore.parallel.merge import merge_datasets
-    from lazystore.parallel.write import write_dataset
+    from lazystore.parallel.writing.complete import complete_dataset
+    from lazystore.parallel.writing.merge import merge_datasets
+    from lazystore.parallel.writing.write import write_dataset
     from lazystore.streaming.combine import (
         CombinedStreamingDataset,
         ConcatStreamingDataset,
@@ -66,21 +69,24 @@ _HOMES = {
         "FetchTimeoutError",
         "FormatError",
         "ItemIndexError",
+        "ItemTimeoutError",
         "KeyNotFoundError",
         "LazyStoreError",
         "MissingExtraError",
         "SourceChangedError",
+        "TransportError",
         "UnsafeDataError",
         "UnsupportedError",
+        "WorkerDiedError",
         "WorkerError",
         "WriteError",
     ),
     "formats.encryption": ("FernetEncryption", "RSAEncryption"),
     "formats.registry": ("register_format",),
     "formats.writer": ("DatasetWriter",),
-    "parallel.complete": ("complete_dataset",),
-    "parallel.merge": ("merge_datasets",),
-    "parallel.write": ("write_dataset",),
+    "parallel.writing.complete": ("complete_dataset",),
+    "parallel.writing.merge": ("merge_datasets",),
+    "parallel.writing.write": ("write_dataset",),
     "streaming.combine": ("CombinedStreamingDataset", "ConcatStreamingDataset", "ParallelStreamingDataset"),
     "streaming.dataset": ("StreamingDataset", "train_test_split"),
     "streaming.item_loader": ("BaseItemLoader", "InMemoryItemLoader", "TokensLoader"),
@@ -106,6 +112,7 @@ __all__ = [
     "FormatError",
     "InMemoryItemLoader",
     "ItemIndexError",
+    "ItemTimeoutError",
     "KeyNotFoundError",
     "LazyStoreError",
     "Lease",
@@ -117,8 +124,10 @@ __all__ = [
     "StreamingDataLoader",
     "StreamingDataset",
     "TokensLoader",
+    "TransportError",
     "UnsafeDataError",
     "UnsupportedError",
+    "WorkerDiedError",
     "WorkerError",
     "WriteError",
     "complete_dataset",

@@ -21,6 +21,9 @@ item, byte range, URL) and the remedy.
     │   └── SourceChangedError              the object changed while it was read
     ├── WriteError (OSError)                bytes could not be written
     ├── WorkerError (RuntimeError)          a worker process died, or an executor broke
+    │   └── WorkerDiedError                 an item of imap ended the process that ran it, again and again
+    ├── ItemTimeoutError (TimeoutError)     an item of imap took longer than its timeout
+    ├── TransportError (TypeError)          a function, an item or a result cannot travel between processes
     ├── MissingExtraError (ImportError)     an optional package is not installed
     └── UnsupportedError (NotImplementedError)     known, but not in this version
 """
@@ -41,12 +44,15 @@ __all__ = [
     "FetchTimeoutError",
     "FormatError",
     "ItemIndexError",
+    "ItemTimeoutError",
     "KeyNotFoundError",
     "LazyStoreError",
     "MissingExtraError",
     "SourceChangedError",
+    "TransportError",
     "UnsafeDataError",
     "UnsupportedError",
+    "WorkerDiedError",
     "WorkerError",
     "WriteError",
 ]
@@ -157,6 +163,36 @@ class WriteError(LazyStoreError, OSError):
 
 class WorkerError(LazyStoreError, RuntimeError):
     """Work given to another process did not come back: the process died, or its executor broke."""
+
+
+class WorkerDiedError(WorkerError):
+    """An item ended the process that ran it, also when it ran there alone.
+
+    Attributes:
+        index: the item's number in the data.
+        exit_code: exit status of the process; negative: the signal that ended it.
+    """
+
+    def __init__(self, message: str, *, index: int = -1, exit_code: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
+        self.exit_code = exit_code
+
+
+class ItemTimeoutError(LazyStoreError, TimeoutError):
+    """An item took longer than it was given.
+
+    Attributes:
+        index: the item's number in the data.
+    """
+
+    def __init__(self, message: str, *, index: int = -1) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class TransportError(LazyStoreError, TypeError):
+    """A function, an item or a result cannot travel between processes: it does not pickle, or does not come back."""
 
 
 class MissingExtraError(LazyStoreError, ImportError):

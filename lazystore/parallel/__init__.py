@@ -1,1 +1,1 @@
-"""Datasets written by many workers, put together from parts, and completed after a crash."""
+"""Functions run over streams by workers (`imap`), plans for that, and datasets written by many workers."""

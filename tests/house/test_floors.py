@@ -21,14 +21,14 @@ ROOMS = {
     "fetch": (2, {"fetch"}),
     "formats": (3, {"formats"}),
     "cache": (4, {"cache"}),
-    "streaming": (5, {"streaming"}),
-    "lazy": (5, {"lazy"}),
     "parallel": (5, {"parallel"}),
-    "hub": (6, {"hub"}),
-    "web": (6, {"web"}),
-    "adapters": (6, {"adapters"}),
-    "testing": (7, {"testing"}),
-    "commands": (8, {"cli", "commands", "demo", "demo_reader", "__main__"}),
+    "streaming": (6, {"streaming"}),
+    "lazy": (6, {"lazy"}),
+    "hub": (7, {"hub"}),
+    "web": (7, {"web"}),
+    "adapters": (7, {"adapters"}),
+    "testing": (8, {"testing"}),
+    "commands": (9, {"cli", "commands", "demo", "demo_reader", "__main__"}),
 }
 ROOM_OF = {name: room for room, (_, names) in ROOMS.items() for name in names}
 FACADE = "__init__"

@@ -21,9 +21,9 @@ from lazystore.formats.chunk_files import open_folder  # noqa: E402
 from lazystore.formats.dataset_folder import write_part  # noqa: E402
 from lazystore.formats.shard_writer import ShardWriter  # noqa: E402
 from lazystore.formats.write_settings import write_settings  # noqa: E402
-from lazystore.parallel.complete import complete_dataset  # noqa: E402
-from lazystore.parallel.merge import merge_datasets  # noqa: E402
-from lazystore.parallel.write import write_dataset  # noqa: E402
+from lazystore.parallel.writing.complete import complete_dataset  # noqa: E402
+from lazystore.parallel.writing.merge import merge_datasets  # noqa: E402
+from lazystore.parallel.writing.write import write_dataset  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

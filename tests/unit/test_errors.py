@@ -28,6 +28,9 @@ BUILTINS = {
     "MissingExtraError": ImportError,
     "UnsupportedError": NotImplementedError,
     "WorkerError": RuntimeError,
+    "WorkerDiedError": RuntimeError,
+    "ItemTimeoutError": TimeoutError,
+    "TransportError": TypeError,
     "WriteError": OSError,
 }
 

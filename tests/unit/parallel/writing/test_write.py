@@ -21,7 +21,7 @@ from support.scripts import MEASURE, run
 
 from lazystore import StreamingDataset
 from lazystore.errors import ConfigError, FormatError, WorkerError
-from lazystore.parallel.write import write_dataset
+from lazystore.parallel.writing.write import write_dataset
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -220,7 +220,7 @@ def test_a_function_workers_cannot_import_is_refused(tmp_path: Path) -> None:
     script = """
 import sys
 from lazystore.errors import ConfigError
-from lazystore.parallel.write import write_dataset
+from lazystore.parallel.writing.write import write_dataset
 
 def fn(number):
     return number
@@ -241,7 +241,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = """
 import sys, os
 from lazystore.errors import WorkerError
-from lazystore.parallel.write import write_dataset
+from lazystore.parallel.writing.write import write_dataset
 
 def fn(number):
     return number
@@ -463,7 +463,7 @@ def test_memory_does_not_grow_with_the_number_of_inputs(tmp_path: Path) -> None:
         + """
 import sys
 from support import jobs
-from lazystore.parallel.write import write_dataset
+from lazystore.parallel.writing.write import write_dataset
 
 def inputs(count):
     for number in range(count):

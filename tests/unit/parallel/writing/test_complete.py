@@ -17,8 +17,8 @@ from lazystore.formats.dataset_folder import write_part
 from lazystore.formats.key_writer import KeyTable
 from lazystore.formats.shard_writer import ShardWriter
 from lazystore.formats.write_settings import write_settings
-from lazystore.parallel.complete import complete_dataset
-from lazystore.parallel.write import write_dataset
+from lazystore.parallel.writing.complete import complete_dataset
+from lazystore.parallel.writing.write import write_dataset
 
 RANKS = 12
 

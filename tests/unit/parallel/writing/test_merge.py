@@ -14,7 +14,7 @@ from support.datasets import check, edit_index, sample, write
 from lazystore import DatasetWriter, StreamingDataset
 from lazystore.errors import ConfigError, DatasetNotFoundError, FormatError, LazyStoreError, UnsafeDataError
 from lazystore.formats.chunk_files import LocalFolder
-from lazystore.parallel.merge import merge_datasets
+from lazystore.parallel.writing.merge import merge_datasets
 
 
 def read(folder: Path) -> list[Any]:
@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_large_files_go_through_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "a", 300, chunk_bytes="1MB")
-    monkeypatch.setattr("lazystore.parallel.stored.WAVE_BYTES", 1000)
+    monkeypatch.setattr("lazystore.parallel.writing.stored.WAVE_BYTES", 1000)
     merge_datasets([source], tmp_path / "out")
     shutil.rmtree(source)
     check(read(tmp_path / "out"), range(300))

@@ -24,8 +24,8 @@ from support.scripts import PATHS
 from lazystore import StreamingDataset
 from lazystore.errors import ConfigError, FormatError, LazyStoreError, WorkerError
 from lazystore.formats.chunk_files import LocalFolder
-from lazystore.parallel.checkpoint import RUN_NAME
-from lazystore.parallel.write import write_dataset
+from lazystore.parallel.writing.checkpoint import RUN_NAME
+from lazystore.parallel.writing.write import write_dataset
 
 
 def read(folder: Path) -> list[Any]:
@@ -315,7 +315,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from support import jobs
-from lazystore.parallel.write import write_dataset
+from lazystore.parallel.writing.write import write_dataset
 
 if __name__ == "__main__":
     out, calls = map(Path, sys.argv[1:3])

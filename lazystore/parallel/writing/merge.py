@@ -12,7 +12,7 @@ from lazystore.formats.chunk_files import Folder, open_folder
 from lazystore.formats.dataset_folder import Claim, claim, finish_dataset
 from lazystore.formats.index_writer import Part, same_schema
 from lazystore.formats.key_writer import KeyTable
-from lazystore.parallel.stored import StoredDataset, whole_file_suffix
+from lazystore.parallel.writing.stored import StoredDataset, whole_file_suffix
 from lazystore.progress import Progress
 
 __all__ = ["merge_datasets"]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazystore.errors import ConfigError
-from lazystore.parallel.crew import parcel, weighed
-from lazystore.parallel.cutting import (
+from lazystore.parallel.writing.crew import parcel, weighed
+from lazystore.parallel.writing.cutting import (
     FIRST_TASK,
     MAX_BYTES,
     MAX_INPUTS,

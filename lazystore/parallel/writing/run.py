@@ -12,11 +12,11 @@ from typing import Any
 
 from lazystore.errors import ConfigError
 from lazystore.formats.index_writer import same_schema
-from lazystore.parallel.checkpoint import Checkpoint
-from lazystore.parallel.crew import Crew
-from lazystore.parallel.cutting import Cutter, known_tasks, task_size
+from lazystore.parallel.writing.checkpoint import Checkpoint
+from lazystore.parallel.writing.crew import Crew
+from lazystore.parallel.writing.cutting import Cutter, known_tasks, task_size
 from lazystore.parallel.failures import Failed
-from lazystore.parallel.tasks import Done, Task
+from lazystore.parallel.writing.tasks import Done, Task
 
 __all__ = ["Run"]
 

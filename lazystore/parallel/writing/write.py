@@ -18,13 +18,13 @@ from lazystore.fetch.options import is_local, local_path
 from lazystore.formats.chunk_files import open_folder
 from lazystore.formats.write_settings import Encrypting, write_settings
 from lazystore.formats.writer import means_tokens
-from lazystore.parallel.checkpoint import Checkpoint, fingerprint
-from lazystore.parallel.crew import CallingThread, Crew, ExecutorCrew
-from lazystore.parallel.cutting import Cutter
-from lazystore.parallel.run import Run
-from lazystore.parallel.target import Target
-from lazystore.parallel.tasks import Job
-from lazystore.parallel.workers import ProcessCrew
+from lazystore.parallel.writing.checkpoint import Checkpoint, fingerprint
+from lazystore.parallel.writing.crew import CallingThread, Crew, ExecutorCrew
+from lazystore.parallel.writing.cutting import Cutter
+from lazystore.parallel.writing.run import Run
+from lazystore.parallel.writing.target import Target
+from lazystore.parallel.writing.tasks import Job
+from lazystore.parallel.writing.workers import ProcessCrew
 from lazystore.progress import Progress
 
 __all__ = ["write_dataset"]

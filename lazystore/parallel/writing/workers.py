@@ -20,8 +20,8 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from lazystore.errors import ConfigError, WorkerError
-from lazystore.parallel.crew import parcel
-from lazystore.parallel.tasks import Job, Outcome, Parcel, Task, run_task
+from lazystore.parallel.writing.crew import parcel
+from lazystore.parallel.writing.tasks import Job, Outcome, Parcel, Task, run_task
 
 __all__ = ["ProcessCrew"]
 

@@ -15,8 +15,8 @@ from lazystore.formats.dataset_folder import INDEX_NAME, Claim, claim, finish_da
 from lazystore.formats.index_writer import Part, part_of
 from lazystore.formats.write_settings import WriteSettings
 from lazystore.formats.writer import keys_of, settings_to_append
-from lazystore.parallel.checkpoint import RUN_NAME, Checkpoint
-from lazystore.parallel.tasks import Done
+from lazystore.parallel.writing.checkpoint import RUN_NAME, Checkpoint
+from lazystore.parallel.writing.tasks import Done
 
 __all__ = ["Target"]
 

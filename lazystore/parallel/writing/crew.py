@@ -14,7 +14,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from typing import Any, Protocol, TypeVar
 
 from lazystore.errors import ConfigError, WorkerError
-from lazystore.parallel.tasks import Job, Outcome, Parcel, Task, run_task
+from lazystore.parallel.writing.tasks import Job, Outcome, Parcel, Task, run_task
 
 __all__ = ["CallingThread", "Crew", "ExecutorCrew", "parcel", "weighed"]
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from lazystore.errors import ConfigError, FormatError
 from lazystore.formats.index_writer import part_of
 from lazystore.formats.key_writer import KeyTable
-from lazystore.parallel.cutting import digest
-from lazystore.parallel.tasks import Done
+from lazystore.parallel.writing.cutting import digest
+from lazystore.parallel.writing.tasks import Done
 
 if TYPE_CHECKING:
     from lazystore.formats.chunk_files import Folder

@@ -18,8 +18,8 @@ from lazystore.formats.chunk_files import Folder, open_folder
 from lazystore.formats.dataset_folder import INDEX_NAME, Claim, finish_dataset
 from lazystore.formats.index_writer import Part
 from lazystore.formats.key_writer import KeyTable
-from lazystore.parallel.checkpoint import RUN_NAME
-from lazystore.parallel.stored import index_part, sizes, whole_file_suffix
+from lazystore.parallel.writing.checkpoint import RUN_NAME
+from lazystore.parallel.writing.stored import index_part, sizes, whole_file_suffix
 
 __all__ = ["complete_dataset"]
 

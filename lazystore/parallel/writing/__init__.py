@@ -1,0 +1,1 @@
+"""Datasets written by many workers, put together from parts, and completed after a crash."""
