@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from lazystore.formats.encryption import FernetEncryption, RSAEncryption
     from lazystore.formats.registry import register_format
     from lazystore.formats.writer import DatasetWriter
+    from lazystore.parallel.async_mapper import aimap
+    from lazystore.parallel.failures import Failure
+    from lazystore.parallel.mapper import imap, imap_unordered
+    from lazystore.parallel.plan import StreamingOptimizationResult, optimize_streaming
     from lazystore.parallel.writing.complete import complete_dataset
     from lazystore.parallel.writing.merge import merge_datasets
     from lazystore.parallel.writing.write import write_dataset
@@ -84,6 +88,10 @@ _HOMES = {
     "formats.encryption": ("FernetEncryption", "RSAEncryption"),
     "formats.registry": ("register_format",),
     "formats.writer": ("DatasetWriter",),
+    "parallel.async_mapper": ("aimap",),
+    "parallel.failures": ("Failure",),
+    "parallel.mapper": ("imap", "imap_unordered"),
+    "parallel.plan": ("StreamingOptimizationResult", "optimize_streaming"),
     "parallel.writing.complete": ("complete_dataset",),
     "parallel.writing.merge": ("merge_datasets",),
     "parallel.writing.write": ("write_dataset",),
@@ -106,6 +114,7 @@ __all__ = [
     "DatasetWriter",
     "DecryptionError",
     "EvictionPolicy",
+    "Failure",
     "FernetEncryption",
     "FetchError",
     "FetchTimeoutError",
@@ -123,6 +132,7 @@ __all__ = [
     "StreamingConfig",
     "StreamingDataLoader",
     "StreamingDataset",
+    "StreamingOptimizationResult",
     "TokensLoader",
     "TransportError",
     "UnsafeDataError",
@@ -130,8 +140,12 @@ __all__ = [
     "WorkerDiedError",
     "WorkerError",
     "WriteError",
+    "aimap",
     "complete_dataset",
+    "imap",
+    "imap_unordered",
     "merge_datasets",
+    "optimize_streaming",
     "register_format",
     "train_test_split",
     "write_dataset",

@@ -23,7 +23,7 @@ class Job:
         retries: times an item whose ``func`` raised an ``Exception`` is tried again, on the spot.
         timeout: seconds one call of ``func`` may take; None for no limit.
         reader: for data that workers read themselves: turns the chunk's keys into the items, in that order.
-        inner_threads: threads that libraries may use inside ``func`` (BLAS, OpenMP) in a worker process; 0: as they like.
+        inner_threads: threads that libraries (BLAS, OpenMP) may use inside ``func`` in a worker process; 0: any number.
     """
 
     func: Callable[[Any], Any]
@@ -113,8 +113,11 @@ class Backend(Protocol):
         workers: how many there are, those that are still starting included.
     """
 
-    kind: str
-    workers: int
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def workers(self) -> int: ...
 
     def start(self, workers: int) -> None:
         """Bring up ``workers`` workers in all; returns at once. Chunks may be submitted before they are up.
@@ -141,7 +144,7 @@ class Backend(Protocol):
         ...
 
     def wait(self, timeout: float | None) -> list[Report | Lost]:
-        """What ended, in any order; waits until something did or ``timeout`` seconds passed (None: no limit, 0: a look).
+        """What ended, in any order; waits until something did, or ``timeout`` seconds (None: no limit, 0: a look).
 
         Raises:
             TransportError: workers cannot load the job's function.
@@ -150,5 +153,5 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the workers up: those that are idle may be kept warm for others, those at work are stopped as far as can be."""
+        """Give the workers up: idle ones may be kept warm for others, those at work are stopped as far as can be."""
         ...

@@ -10,11 +10,9 @@ import operator
 import os
 import threading
 import weakref
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,10 +24,10 @@ from lazystore.fetch import open_source
 from lazystore.formats.format import Format, Opened, Unindexed
 from lazystore.streaming.division import in_flight_bytes, smallest_budget
 from lazystore.streaming.epochs import Epochs
-from lazystore.streaming.files import in_blocks
 from lazystore.streaming.first_pass import FirstPass
 from lazystore.streaming.item_loader import BaseItemLoader
 from lazystore.streaming.locating import root_of
+from lazystore.streaming.mapping import ReadByWorkers
 from lazystore.streaming.opening import check_arguments, config_of, make_memory, open_dataset
 from lazystore.streaming.order import Shape
 from lazystore.streaming.prefetch import RouteFeed
@@ -40,11 +38,13 @@ from lazystore.streaming.torch_kind import TorchKind
 
 if TYPE_CHECKING:
     from lazystore._core.frames import Lease
+    from lazystore._core.walk import Progress
     from lazystore.cache.memory import ChunkMemory
     from lazystore.fetch.source import Source
     from lazystore.streaming.batches import Batches
     from lazystore.streaming.combine import ConcatStreamingDataset
     from lazystore.streaming.mixture import Part
+    from lazystore.streaming.resume import Remainder
 
 __all__ = ["StreamingDataset", "train_test_split"]
 
@@ -57,7 +57,7 @@ _SESSION_ARGUMENTS = (
 _LATE = frozenset({"_opened", "_memory", "_reader", "_total", "_get", "_selection", "_session"})
 
 
-class StreamingDataset(TorchKind, Epochs):
+class StreamingDataset(TorchKind, Epochs, ReadByWorkers):
     """A stored dataset, local or remote, as a sequence of items.
 
     Parameters:
@@ -317,6 +317,10 @@ class StreamingDataset(TorchKind, Epochs):
         """
         return self._reader.get_many(indices if self._selection is None else map(self._number, indices))
 
+    def _stored(self, numbers: Iterable[int]) -> list[Any]:
+        """:meth:`get_many` by stored numbers, whatever is selected."""
+        return self._reader.get_many(numbers)
+
     def get_by_key(self, key: Any) -> Any:
         """The item with this key, of a dataset that was written with keys.
 
@@ -387,8 +391,10 @@ class StreamingDataset(TorchKind, Epochs):
     def _walk(self, start: int = 0, reader: int | None = None) -> tuple[Walk, int]:
         self._share_budget()
         route, progress = self._session.begin(start, reader)
+        return self._walk_along(route, progress, start), max(0, route.length - start)
+
+    def _walk_along(self, route: Remainder, progress: Progress, start: int = 0) -> Walk:
         memory = self._memory
-        legs = route.legs(min(start, route.length))
         arena = memory.store.n_frames * memory.store.frame_bytes
         fits = self._stored_bytes <= arena * FITS_SHARE
         kind = self._session.kind
@@ -397,17 +403,12 @@ class StreamingDataset(TorchKind, Epochs):
                 f"a global shuffle (order {kind!r}) of compressed chunks that memory does not hold would inflate a "
                 "chunk for every item; use shuffle=True, or give more memory"
             )
-        if self._selection is not None:
-            starts = array("Q", accumulate(self._opened.counts, initial=0))
-            legs = self._selection.legs(legs, starts)
-        elif self._session.by_file and self._opened.files is not None:
-            legs = in_blocks(legs, self._opened.files, self._opened.counts)
         shape = Shape(self._opened.counts, self._opened.hints)
-        feed = RouteFeed(memory, legs, shape, shared=fits)
+        feed = RouteFeed(memory, self._legs(route, start), shape, shared=fits)
         walk = Walk(self._reader, feed, progress)
         # Not at exit: there is nothing to give back then, and another thread may be in the middle of it.
         weakref.finalize(walk, feed.close).atexit = False
-        return walk, max(0, route.length - start)
+        return walk
 
     def batches(
         self, batch_size: int, collate: str | Callable[[list[Any]], Any] = "numpy", *, drop_last: bool = False

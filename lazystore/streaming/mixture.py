@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from lazystore.errors import ConfigError, FormatError, UnsupportedError
+from lazystore.streaming.mapping import Mappable
 from lazystore.streaming.order import Topology
 from lazystore.streaming.resume import MAX_ITEMS, Run, WorkerMark, consumed, next_worker
 from lazystore.streaming.topology import worker as this_worker
@@ -55,7 +56,7 @@ class _Pass:
     yielded: int = 0
 
 
-class Mixture(TorchKind):
+class Mixture(TorchKind, Mappable):
     """What all mixtures share: parts, epoch, position, life. Subclasses say what comes next."""
 
     def __init__(self, datasets: Iterable[Part], seed: int) -> None:

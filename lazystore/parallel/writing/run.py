@@ -12,10 +12,10 @@ from typing import Any
 
 from lazystore.errors import ConfigError
 from lazystore.formats.index_writer import same_schema
+from lazystore.parallel.failures import Failed
 from lazystore.parallel.writing.checkpoint import Checkpoint
 from lazystore.parallel.writing.crew import Crew
 from lazystore.parallel.writing.cutting import Cutter, known_tasks, task_size
-from lazystore.parallel.failures import Failed
 from lazystore.parallel.writing.tasks import Done, Task
 
 __all__ = ["Run"]

@@ -149,7 +149,7 @@ def run_task(job: Job, task: Task, note: Callable[[int], None] | None = None) ->
         if writer is not None:
             with contextlib.suppress(LazyStoreError):  # the error under way says more; leftovers are swept at the end
                 writer.take_back()
-        return Failed(error, spot.number, spot.value, spot.sample)
+        return Failed(error, spot.number, spot.value, "write_dataset: input", spot.sample)
     return Done(task.first, task.count, task.digest, writer.part, _fill(writer.part, job.settings), keys)
 
 

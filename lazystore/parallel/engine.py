@@ -1,0 +1,510 @@
+"""`imap`'s scheduling: what is run here, what is sent to workers, and what is handed on, whenever the consumer asks.
+
+All of it happens in the caller's thread, inside ``__next__``. The caller works by itself (stage "serial") until what
+``probe`` measures says that workers pay; it goes on while they start ("starting"); then it only serves them
+("parallel", see ``fleet``), and comes back to serial where they turn out not to pay.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+from lazystore._core.delivery import Delivery
+from lazystore.errors import TransportError, WorkerError
+from lazystore.parallel.arrivals import Arrivals, Part
+from lazystore.parallel.chunk import Backend, Chunk, Job, Report
+from lazystore.parallel.chunk_run import Ran, run_chunk, weigh
+from lazystore.parallel.dataset_items import DatasetItems
+from lazystore.parallel.failures import Failed
+from lazystore.parallel.fleet import Fleet
+from lazystore.parallel.map_stats import MapStats
+from lazystore.parallel.policy import Policy
+from lazystore.parallel.probe import START_COLD_S, START_WARM_S, Probe
+from lazystore.parallel.review import Review
+from lazystore.parallel.supply import Supply
+from lazystore.parallel.tuner import Estimate, Limits, serial_block
+
+__all__ = ["Engine"]
+
+#: item time from which work is laid out for workers that are still starting
+EARLY_S: Final = 0.005
+#: seconds of the consumer's that results handed out in one go may take while workers wait for the caller
+SLICE_S: Final = 0.001
+#: item time from which every call is timed
+TIMED_S: Final = 20e-6
+
+
+class Engine:
+    """One run of a function over a stream.
+
+    Parameters:
+        job: what is done.
+        supply: where items come from.
+        policy: what becomes of items that fail.
+        limits: what was given by the user, and the machine.
+        backends: makes the backend of a kind, for a job and so many workers.
+        kinds: what may be chosen; without "serial" workers run all items.
+        warm: tells how many processes are ready to work.
+        ordered: results in the order of the data.
+        total: items in all, where known.
+        stats: kept up to date.
+        done: results of items before the supply's first.
+        dataset: the supply is the items of this pass; workers read them themselves.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        supply: Supply,
+        *,
+        policy: Policy,
+        limits: Limits,
+        backends: Callable[[str, Job, int], Backend],
+        kinds: tuple[str, ...],
+        warm: Callable[[], int],
+        ordered: bool,
+        total: int | None,
+        stats: MapStats,
+        done: Part | None = None,
+        dataset: DatasetItems | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._job = job
+        self._supply = supply
+        self._policy = policy
+        self._limits = limits
+        self._backends = backends
+        self._kinds = kinds
+        self._warm = warm
+        self._ordered = ordered
+        self._total = total
+        self._stats = stats
+        self._dataset = dataset
+        #: seconds after which :meth:`more` gives up waiting and returns True with nothing; None: it waits
+        self.patience_s: float | None = None
+        self._clock = clock
+        self._arrivals = Arrivals(ordered=ordered, first=done.first if done else supply.index)
+        if done is not None:
+            self._arrivals.put(done)
+        self._probe = Probe(job.func, limits, kinds)
+        self._flow = self._probe.flow
+        self._fleet: Fleet | None = None
+        self._stage: Literal["serial", "starting", "parallel"] = "serial" if "serial" in kinds else "parallel"
+        self._own: list[Any] = []
+        self._own_first = 0
+        self._initialized = job.initializer is None
+        self._left_at = 0.0
+        self._given = 0
+        self._serving = False
+        self._retiring: list[Fleet] = []
+        self._leftover: list[Chunk] = []
+        self._review = Review(clock(), self._flow)
+        self._closed = False
+
+    # -- what the iterator asks for -------------------------------------------------------------------------------
+
+    def more(self, delivery: Delivery) -> bool:
+        """Give the iterator results, or items to run; False at the end.
+
+        Raises:
+            BaseException: the error of the item or of the source whose turn it is.
+        """
+        if self._closed:
+            return False
+        self._account(delivery)
+        try:
+            while True:
+                more = self._parallel(delivery) if self._stage == "parallel" else self._serial(delivery)
+                if more is not None:
+                    return more
+        finally:
+            self._left_at = self._clock()
+
+    def caught(self, error: Exception, index: int, item: Any) -> tuple[Any, ...]:
+        """What stands for an item that raised in the caller: tried again, then by the policy."""
+        for _ in range(self._job.retries):
+            self._stats.retried += 1
+            try:
+                return (self._job.func(item),)
+            except Exception as again:  # noqa: BLE001 (the caller's function; the last error is reported below)
+                error = again
+        self._stats.failed += 1
+        if isinstance(error, StopIteration):  # it would end the stream
+            error = RuntimeError("the function raised StopIteration")
+        return self._policy.apply(Failed(error, index, item), item)
+
+    def close(self) -> None:
+        """Stop: workers are given up, nothing more is pulled. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._probe.close()
+        self._stats.ended(self._clock())
+        for fleet in self._fleets:
+            fleet.close()
+
+    @property
+    def _fleets(self) -> list[Fleet]:
+        return self._retiring if self._fleet is None else [self._fleet, *self._retiring]
+
+    @property
+    def _busy(self) -> bool:
+        return any(fleet.busy for fleet in self._fleets)
+
+    def _account(self, delivery: Delivery) -> None:
+        """What the time since the last call was spent on."""
+        if not self._given:
+            return
+        wall_s = self._clock() - self._left_at
+        if self._serving:
+            served = delivery.served()
+            self._probe.account(self._given, wall_s, served)
+            self._flow.source_s = self._supply.item_s
+            self._stats.ran_here(self._given, served)
+            self._stats.consumer_s += max(0.0, wall_s - self._flow.run_s * self._given)
+        else:
+            self._flow.consumer_s += 0.3 * (wall_s / self._given - self._flow.consumer_s)
+            self._stats.consumer_s += wall_s
+        self._stats.source_s = self._supply.seconds
+        self._review.away_s += wall_s
+        self._given = 0
+
+    def _settled(self, count: int) -> None:
+        """So many items are done with: the consumer gets their results, or they were left out."""
+        self._stats.delivered(count)
+        if self._dataset is not None:
+            self._dataset.handed_out(count)
+
+    # -- handing on -----------------------------------------------------------------------------------------------
+
+    def _hand_on(self, delivery: Delivery) -> bool:
+        """Give the iterator results whose turn it is; False when there are none."""
+        while self._arrivals.ready:
+            part = self._arrivals.peek()
+            most = len(part.results) - part.at
+            if self._busy:
+                most = min(most, max(1, int(SLICE_S / max(self._flow.consumer_s, 1e-7))))
+            if not part.failures and not part.at and most == len(part.results):
+                results, count = part.results, most
+            else:
+                results, count = self._judged(part, most)
+            self._arrivals.used(count)
+            self._settled(count)
+            if results:
+                self._given = len(results)
+                self._serving = False
+                delivery.deliver(results)
+                return True
+        return False
+
+    def _judged(self, part: Part, most: int) -> tuple[list[Any], int]:
+        """Up to ``most`` results of a part with the policy applied to those that failed, and how many those are."""
+        begin, end = part.at, part.at + most
+        held = part.results[begin:end]
+        part.results[begin:end] = [None] * len(held)  # the consumer's alone from now on
+        if not part.failures:
+            return held, len(held)
+        results: list[Any] = []
+        for k, result in enumerate(held):
+            if not isinstance(result, Failed):
+                results.append(result)
+                continue
+            if results and (self._policy.may_raise or result.fatal):
+                part.results[begin + k : end] = held[k:]
+                return results, k
+            try:
+                results.extend(self._policy.apply(result, part.items[begin + k]))
+            except BaseException:
+                part.results[begin + k + 1 : end] = held[k + 1 :]
+                self._arrivals.used(k + 1)
+                self._settled(k + 1)
+                raise
+        return results, len(held)
+
+    def _end(self) -> bool:
+        error = self._supply.error
+        if error is not None:
+            self._supply.error = None
+            raise error
+        if self._dataset is not None:
+            self._dataset.finish()
+        self.close()
+        return False
+
+    # -- the caller works -----------------------------------------------------------------------------------------
+
+    def _serial(self, delivery: Delivery) -> bool | None:
+        """One block for the iterator to run; None when it is the workers' turn."""
+        if self._arrivals.ready and self._hand_on(delivery):
+            return True
+        if self._stage == "starting":
+            self._while_starting()
+        elif len(self._kinds) > 1:
+            self._consider()
+        if self._stage == "parallel":
+            return None
+        items, first = self._block()
+        if not items:
+            if self._fleet is None or self._fleet.idle:
+                return self._end()
+            self._go_parallel()
+            return None
+        self._initialize()
+        if not self._probe.items or self._probe.weighable:
+            self._run_one(items, first)
+            return None
+        read = self._read(items, first)
+        if not read:
+            return None
+        self._arrivals.passed(len(items))
+        every = 1 if self._flow.run_s > TIMED_S else 16
+        delivery.serve(self._job.func, read, first, every, self._probe.wants_cpu)
+        self._given = len(items)
+        self._serving = True
+        self._settled(self._given)
+        return True
+
+    def _block(self) -> tuple[list[Any], int]:
+        count = 1 if not self._probe.items or self._probe.weighable else serial_block(self._flow)
+        if self._own:
+            items, first = self._own[:count], self._own_first
+            del self._own[:count]
+            self._own_first += len(items)
+            return items, first
+        items = self._supply.take(count, 0.002)
+        return items, self._supply.index - len(items)
+
+    def _read(self, keys: list[Any], first: int) -> list[Any]:
+        """What the iterator is to run; nothing where keys cannot be read together, and are run one by one here."""
+        if self._job.reader is None:
+            return keys
+        try:
+            return list(self._job.reader(keys))
+        except Exception:  # noqa: BLE001 (comes again for the keys it belongs to)
+            ran = self._run(keys, first)
+        self._stats.ran_here(len(keys), (1, ran.run_s / len(keys), 0.0, ran.longest_s, ran.longest_at))
+        self._arrivals.put(Part(first, ran.results, keys, ran.failures))
+        return []
+
+    def _run(self, items: Sequence[Any], first: int) -> Ran:
+        """Run items here and now; what is not an ``Exception`` (Ctrl-C) comes out."""
+        ran = run_chunk(self._job, items, first, catch=Exception)
+        self._stats.failed += ran.failures
+        self._stats.retried += ran.retried
+        return ran
+
+    def _initialize(self) -> None:
+        if not self._initialized and self._job.initializer is not None:
+            self._initialized = True
+            self._job.initializer()
+
+    def _run_one(self, items: list[Any], first: int) -> None:
+        """Run an item so that its result can be weighed as well."""
+        cpu_s = time.thread_time()
+        ran = self._run(items, first)
+        cpu_s = time.thread_time() - cpu_s
+        served = (1, ran.run_s, min(cpu_s, ran.run_s), ran.longest_s, first)
+        self._probe.account(1, ran.run_s + self._flow.consumer_s, served)
+        self._flow.source_s = self._supply.item_s
+        self._stats.ran_here(1, served)
+        if not ran.failures and self._probe.weighable:
+            self._probe.weigh(items[0], ran.results[0])
+        self._arrivals.put(Part(first, ran.results, items, ran.failures, weigh(ran.results[0])))
+
+    def _here(self, chunk: Chunk) -> Report:
+        """A chunk that cannot travel, run by the caller."""
+        self._initialize()
+        ran = run_chunk(self._job, chunk.items, chunk.first, catch=Exception)
+        self._stats.in_caller += len(chunk.items)
+        self._stats.caller_s += ran.run_s  # the rest is counted with the report
+        return Report(chunk, ran.results, ran.failures, ran.retried, ran.run_s, ran.longest_s, ran.longest_at)
+
+    # -- when workers come in -------------------------------------------------------------------------------------
+
+    @property
+    def _remaining(self) -> int | None:
+        return None if self._total is None else max(0, self._total - self._supply.index)
+
+    def _consider(self) -> None:
+        """Start workers if they would pay now."""
+        if self._supply.ended or self._review.pauses(self._clock()):
+            return
+        start_s = START_WARM_S if self._warm() else START_COLD_S
+        choice = self._probe.look(start_s, self._remaining)
+        if choice is None:
+            return
+        if choice.kind == "process" and self._probe.stuck:
+            self._warn(f"{self._probe.stuck}; imap goes on with threads")
+            choice = Estimate("thread", self._limits.workers or self._limits.cpus)
+        self._begin(choice.kind, choice.workers)
+        if self._stage != "starting" or self._fleet is None or self._flow.run_s < EARLY_S:
+            return
+        # long items: workers find something to do when they come up, the caller keeps what it can do meanwhile
+        self._own = self._supply.take(max(1, min(12, int(start_s / self._flow.run_s))), 0.002)
+        self._own_first = self._supply.index - len(self._own)
+        self._tend(self._fleet, 0.0)
+
+    def _begin(self, kind: str, workers: int) -> None:
+        """Have workers of this kind, or of another where that cannot be."""
+        fleet = self._manned(kind, workers)
+        try:
+            fleet.backend.start(workers)
+        except (TransportError, WorkerError) as error:
+            fleet.close()
+            self._fall_back(error, [])
+            return
+        self._fleet = fleet
+        self._stats.decided(self._clock(), f"{workers} {kind} workers: {self._flow}", kind, workers)
+        self._stage = "starting" if kind == "process" and "serial" in self._kinds else "parallel"
+        self._review = Review(self._clock(), self._flow)
+
+    def _manned(self, kind: str, workers: int) -> Fleet:
+        if self._dataset is not None and self._job.reader is None:
+            # from here on workers are sent keys, and read for themselves
+            self._supply.replace(self._dataset.keys(self._supply.index))
+            self._dataset.reader.workers = workers
+            self._job = replace(self._job, reader=self._dataset.reader)
+            self._stats.items_from = "workers"
+        fleet = Fleet(
+            self._job,
+            self._backends(kind, self._job, workers),
+            supply=self._supply,
+            arrivals=self._arrivals,
+            limits=self._limits,
+            flow=self._flow,
+            stats=self._stats,
+            total=self._total,
+            clock=self._clock,
+        )
+        if "serial" in self._kinds:
+            fleet.run_here = self._here
+        return fleet
+
+    def _while_starting(self) -> None:
+        assert self._fleet is not None
+        if not self._tend(self._fleet, 0.0, feed=False):
+            return
+        if self._fleet.backend.kind == "process" and self._probe.lock_is_free():
+            self._change("thread", "the function lets other threads run")
+        elif self._fleet.backend.ready() or (not self._own and self._fleet.busy):
+            self._go_parallel()
+
+    def _go_parallel(self) -> None:
+        assert self._fleet is not None
+        self._probe.settle()
+        self._stage = "parallel"
+        self._review = Review(self._clock(), self._flow)
+        self._fleet.add(self._own, self._own_first)
+        self._own = []
+
+    def _change(self, kind: str, why: str) -> None:
+        """Other workers, or none: the present ones finish what they are at, and get nothing new."""
+        fleet, self._fleet = self._fleet, None
+        waiting = [] if fleet is None else fleet.unsent()
+        if fleet is not None:
+            self._retiring.append(fleet)
+        self._stats.decided(self._clock(), f"{kind}: {why}", kind, 0)
+        self._stage = "parallel"
+        if kind == "serial":
+            # the caller takes over when all of it has come back
+            self._leftover = waiting
+            return
+        self._begin(kind, self._limits.workers or self._limits.cpus)
+        if self._fleet is not None:
+            self._stage = "parallel"
+            self._fleet.add(self._own, self._own_first)
+            self._fleet.backlog.extend(waiting)
+            self._own = []
+
+    def _fall_back(self, error: TransportError | WorkerError, waiting: list[Chunk]) -> None:
+        """Processes cannot be had: go on with threads where that was left open, else say so."""
+        if "thread" not in self._kinds or "process" not in self._kinds:
+            raise error
+        self._warn(f"{error}; imap goes on with threads")
+        self._kinds = self._probe.kinds = tuple(kind for kind in self._kinds if kind != "process")
+        self._begin("thread", self._limits.workers or self._limits.cpus)
+        assert self._fleet is not None
+        self._fleet.add(self._own, self._own_first)
+        self._fleet.backlog.extend(waiting)
+        self._own = []
+
+    def _warn(self, text: str) -> None:
+        warnings.warn(text, RuntimeWarning, stacklevel=5)
+
+    # -- the workers work -----------------------------------------------------------------------------------------
+
+    def _parallel(self, delivery: Delivery) -> bool | None:
+        """Results for the iterator; None when there is something new to look at."""
+        if self._fleet is None and not self._retiring:
+            if "serial" in self._kinds:
+                self._stage = "serial"
+            else:
+                self._begin(self._kinds[0], self._limits.workers)
+            return None
+        for fleet in self._fleets:
+            if not self._tend(fleet, 0.0):
+                return None
+        if self._hand_on(delivery):
+            return True
+        if self._busy:
+            if not self._reviewed():
+                self._tend(self._fleets[0], 0.002 if len(self._fleets) > 1 else self.patience_s, feed=False)
+                if self.patience_s is not None and not self._arrivals.ready:
+                    return True
+            return None
+        if self._fleet is not None and self._fleet.idle:
+            return self._end()
+        return None
+
+    def _tend(self, fleet: Fleet, timeout: float | None, *, feed: bool = True) -> bool:
+        """Collect from workers and feed them; False when they are others now."""
+        try:
+            if fleet.busy or timeout == 0.0:
+                fleet.collect(timeout)
+            if feed and fleet is self._fleet:
+                fleet.feed()
+        except (TransportError, WorkerError) as error:
+            waiting = fleet.take_back()
+            fleet.close()
+            if fleet is self._fleet:
+                self._fleet = None
+            else:
+                self._retiring.remove(fleet)
+            self._fall_back(error, waiting)
+            return False
+        if fleet is not self._fleet and not fleet.busy:
+            self._retire(fleet)
+            return False
+        return True
+
+    def _retire(self, fleet: Fleet) -> None:
+        """The last results of workers that were given up are here."""
+        self._retiring.remove(fleet)
+        handed_back = fleet.unsent()
+        fleet.close()
+        if self._fleet is not None:
+            self._fleet.backlog.extend(handed_back)
+        else:
+            self._leftover.extend(handed_back)
+            for chunk in sorted(self._leftover, key=lambda chunk: chunk.first):
+                report = self._here(chunk)
+                self._stats.report(report)
+                self._arrivals.put(Part(chunk.first, report.results, chunk.items, report.failures))
+            self._leftover = []
+
+    def _reviewed(self) -> bool:
+        """Whether the workers are others now because they did not pay."""
+        fleet = self._fleet
+        if fleet is None or len(self._kinds) == 1:
+            return False
+        verdict = self._review.look(self._clock(), fleet, self._flow, self._supply.seconds)
+        if (verdict == "process" and "process" not in self._kinds) or not verdict:
+            return False
+        if verdict == "serial" and "serial" not in self._kinds:
+            return False
+        self._change(verdict, "faster, as measured")
+        return True

@@ -1,0 +1,326 @@
+"""The workers' half of `imap`: chunks cut, sent, collected, and run again when a worker is lost.
+
+Which backend, and whether there are workers at all, is the engine's business.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any, Final
+
+from lazystore.errors import ItemTimeoutError, TransportError, WorkerDiedError
+from lazystore.parallel.arrivals import Arrivals, Part
+from lazystore.parallel.chunk import Backend, Chunk, Job, Lost, Report
+from lazystore.parallel.chunk_run import weigh
+from lazystore.parallel.failures import Failed
+from lazystore.parallel.map_stats import MapStats
+from lazystore.parallel.supply import Supply
+from lazystore.parallel.tuner import MOST_ITEMS, Flow, Limits, chunk_items, window_items
+
+__all__ = ["Fleet"]
+
+#: seconds that a chunk may wait for a slow source to fill it
+LINGER_S: Final = 0.005
+#: seconds an item of the source from which results that are there go first
+SLOW_SOURCE_S: Final = 0.0005
+#: chunk time from which a worker needs no second chunk waiting behind the first
+LONG_S: Final = 0.02
+#: workers that one item, running alone, may lose: to signals that others send as well, and to anything else
+KILLS: Final = 5
+CRASHES: Final = 2
+_FOREIGN: Final = (-int(signal.SIGKILL), -int(signal.SIGTERM))
+
+
+class Fleet:
+    """Workers of one backend, and what they are given.
+
+    Holds at most ``limits.bytes`` of items under way and results that wait, as far as their weights are known from
+    those before them, but always lets the item run whose turn it is.
+
+    Parameters:
+        job: what is done.
+        backend: carries chunks; this closes it.
+        supply: new items.
+        arrivals: where results go.
+        limits: of the run.
+        flow: what is known of the stream; kept up to date.
+        stats: kept up to date.
+        total: items in all, where known.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        backend: Backend,
+        *,
+        supply: Supply,
+        arrivals: Arrivals,
+        limits: Limits,
+        flow: Flow,
+        stats: MapStats,
+        total: int | None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.job = job
+        self.backend = backend
+        self.backlog: deque[Chunk] = deque()
+        #: called with a chunk whose items cannot travel; gives its report
+        self.run_here: Callable[[Chunk], Report] | None = None
+        self._supply = supply
+        self._arrivals = arrivals
+        self._limits = limits
+        self._flow = flow
+        self._stats = stats
+        self._total = total
+        self._clock = clock
+        self._sent: dict[int, Chunk] = {}
+        self._items_out = 0
+        self._number = 0
+        self._chunk = 0
+        self._round = 0
+        self._handling_s = 0.0
+        self._handled = 0
+        #: items and seconds of work reported since the fleet began
+        self.done_items = 0
+        self.done_s = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether chunks are under way."""
+        return bool(self._sent)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way or waits to be sent, and nothing more will come."""
+        return not self._sent and not self.backlog and self._supply.ended
+
+    def collect(self, timeout: float | None) -> bool:
+        """Take what workers have finished; whether there was anything.
+
+        Raises:
+            TransportError, WorkerError: the backend cannot go on; what is under way stays known.
+        """
+        began = self._clock()
+        events = self.backend.wait(timeout)
+        if timeout != 0.0:
+            waited = self._clock() - began
+            self._stats.waiting_s += waited
+            began += waited
+        for event in events:
+            chunk = self._sent.pop(event.chunk.number)
+            self._items_out -= len(chunk.items)
+            if isinstance(event, Report):
+                self._take(event)
+            else:
+                self._lost(event)
+        if events:
+            self._handling_s += self._clock() - began
+            self._stats.held(self._arrivals.items, int(self._arrivals.bytes))
+        return bool(events)
+
+    def feed(self) -> None:
+        """Give workers what they have room for."""
+        room = self.backend.room(self._depth())
+        while room > 0:
+            if self._supply.item_s > SLOW_SOURCE_S and self._sent and self._arrivals.ready and not self.backlog:
+                return
+            chunk = self._next()
+            if chunk is None:
+                return
+            began = self._clock()
+            self._send(chunk)
+            self._handling_s += self._clock() - began
+            self._handled += 1
+            room -= 1
+
+    def add(self, items: Sequence[Any], first: int) -> None:
+        """Items to be run before all that come from the supply."""
+        if items:
+            self.backlog.append(self._cut(items, first))
+
+    def unsent(self) -> list[Chunk]:
+        """Chunks that no worker has, for somebody else."""
+        chunks = list(self.backlog)
+        self.backlog.clear()
+        return chunks
+
+    def take_back(self) -> list[Chunk]:
+        """All chunks that are not done, for another backend; the order of the data."""
+        chunks = sorted([*self._sent.values(), *self.backlog], key=lambda chunk: chunk.first)
+        self._sent.clear()
+        self.backlog.clear()
+        self._items_out = 0
+        return chunks
+
+    def close(self) -> None:
+        """Give the workers up."""
+        self.backend.close()
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    def _depth(self) -> int:
+        """Chunks a worker may have: one to run, and another unless the gap between two does not matter."""
+        if self.backend.kind != "process":
+            return 2
+        chunk_s = self._flow.run_s * max(1, self._chunk)
+        absent_s = self._flow.consumer_s + self._flow.source_s
+        return 1 if chunk_s > LONG_S and absent_s < 0.03 * chunk_s else 2
+
+    def _next(self) -> Chunk | None:
+        """The chunk to send now; None when there is none, or no room to hold its results."""
+        if self.backlog:
+            head = min(self.backlog, key=lambda chunk: chunk.first)
+            if len(head.items) <= self._fitting() or self._is_due(head.first):
+                self.backlog.remove(head)
+                return self._cut(head.items, head.first, head.deaths)
+            return None
+        if self._supply.ended:
+            return None
+        count = self._size()
+        window = window_items(self._flow, self._limits, self.backend.workers, self._chunk, self._depth())
+        ahead = self._items_out + self._arrivals.items
+        count = min(count, window - ahead, self._fitting())
+        if count < 1:
+            if ahead:
+                self._stats.window_stalls += 1
+                return None
+            count = 1  # nothing else is ahead: it goes whatever it weighs
+        items = self._supply.take(count, LINGER_S)
+        return self._cut(items, self._supply.index - len(items)) if items else None
+
+    def _is_due(self, first: int) -> bool:
+        return self._arrivals.is_due(first) or (not self._sent and not self._arrivals.ready)
+
+    def _fitting(self) -> int:
+        """Items whose results there is room for."""
+        each = self._flow.in_bytes + self._flow.out_bytes
+        if each < 1:
+            return MOST_ITEMS
+        return int((self._limits.bytes - self._arrivals.bytes) / each) - self._items_out
+
+    def _size(self) -> int:
+        """Items of the next chunk; grows to twice at most from one round of the workers to the next."""
+        remaining = None if self._total is None else max(1, self._total - self._supply.index)
+        overhead_s = self._handling_s / self._handled if self._handled > 8 else 0.0
+        kind = "thread" if self.backend.kind == "thread" else "process"
+        ideal = chunk_items(
+            self._flow, self._limits, self.backend.workers, kind=kind, overhead_s=overhead_s, remaining=remaining
+        )
+        if not self._chunk:
+            self._chunk = ideal if self._flow.run_s else self._limits.chunk or 1
+        elif ideal <= self._chunk:
+            self._chunk = ideal
+        elif self._round >= self.backend.workers:
+            self._chunk = min(ideal, 2 * self._chunk)
+            self._round = 0
+        return self._chunk
+
+    def _cut(self, items: Sequence[Any], first: int, deaths: int = 0) -> Chunk:
+        self._number += 1
+        limit_s, limit_bytes = inf, 1 << 62
+        if not self._limits.chunk:
+            limit_s = max(0.005, 2.0 * self._flow.run_s * len(items))
+            limit_bytes = max(1 << 16, self._limits.bytes // (4 * max(1, self.backend.workers)))
+        return Chunk(self._number, first, items, limit_s, limit_bytes, deaths)
+
+    def _send(self, chunk: Chunk) -> None:
+        chunk.sent_at = self._clock()
+        try:
+            self.backend.submit(chunk)
+        except TransportError as error:
+            self._cannot_travel(chunk, error)
+            return
+        self._sent[chunk.number] = chunk
+        self._items_out += len(chunk.items)
+
+    def _cannot_travel(self, chunk: Chunk, error: TransportError) -> None:
+        """An item does not pickle: only that one is run in the caller, or fails."""
+        if len(chunk.items) > 1:
+            for k, item in enumerate(chunk.items):
+                self.backlog.append(self._cut([item], chunk.first + k, chunk.deaths))
+        elif self.run_here is not None:
+            self._take(self.run_here(chunk))
+        else:
+            self._failed(chunk, 0, error)
+
+    # -- collecting -----------------------------------------------------------------------------------------------
+
+    def _take(self, report: Report) -> None:
+        chunk, count = report.chunk, len(report.results)
+        if count < len(chunk.items):
+            self.backlog.append(self._cut(chunk.items[count:], chunk.first + count))
+            self._chunk = max(1, min(self._chunk, count))
+        flow = self._flow
+        run_s = report.run_s / count
+        flow.run_s = run_s if run_s > 2 * flow.run_s or not self.done_items else flow.run_s + 0.3 * (run_s - flow.run_s)
+        flow.longest_s = max(report.longest_s, 0.95 * flow.longest_s)
+        if report.out_bytes or report.in_bytes:
+            item_bytes = report.out_bytes / count
+            flow.in_bytes += 0.3 * (report.in_bytes / count - flow.in_bytes)
+            flow.pickle_s += 0.3 * (report.transport_s / count - flow.pickle_s)
+        else:
+            item_bytes = weigh(report.results[0])
+        # a sudden weight counts at once
+        flow.out_bytes = max(item_bytes, flow.out_bytes + 0.3 * (item_bytes - flow.out_bytes))
+        self._round += 1
+        self.done_items += count
+        self.done_s += report.run_s
+        self._stats.report(report, self._clock())
+        items = chunk.items if count == len(chunk.items) else chunk.items[:count]
+        self._arrivals.put(Part(chunk.first, report.results, items, report.failures, item_bytes))
+
+    def _lost(self, lost: Lost) -> None:
+        chunk = lost.chunk
+        if lost.began and lost.exit_code:
+            self._stats.died(len(chunk.items))
+        if lost.late_at >= 0:
+            self._late(chunk, lost.late_at - chunk.first)
+        elif not lost.began:
+            self.backlog.append(self._cut(chunk.items, chunk.first, chunk.deaths))
+        elif len(chunk.items) > 1:
+            # one by one, so that an item that kills is found and takes no other with it
+            for k, item in enumerate(chunk.items):
+                self.backlog.append(self._cut([item], chunk.first + k))
+        else:
+            deaths = chunk.deaths + 1
+            most = (KILLS if lost.exit_code in _FOREIGN else CRASHES) + self.job.retries
+            if deaths < most:
+                self.backlog.append(self._cut(chunk.items, chunk.first, deaths))
+            else:
+                self._failed(chunk, 0, _died(chunk.first, lost.exit_code, deaths))
+
+    def _late(self, chunk: Chunk, at: int) -> None:
+        """An item took too long: those around it run again, it fails unless it may be retried."""
+        self.add(chunk.items[:at], chunk.first)
+        self.add(chunk.items[at + 1 :], chunk.first + at + 1)
+        if chunk.deaths < self.job.retries:
+            self._stats.retried += 1
+            self.backlog.append(self._cut([chunk.items[at]], chunk.first + at, chunk.deaths + 1))
+            return
+        index = chunk.first + at
+        message = f"item {index} took longer than timeout={self.job.timeout} s; give it more time, or on_error="
+        self._failed(chunk, at, ItemTimeoutError(message + '"skip"', index=index))
+
+    def _failed(self, chunk: Chunk, at: int, error: Exception) -> None:
+        index, item = chunk.first + at, chunk.items[at]
+        self._stats.failed += 1
+        self._stats.done += 1
+        self._arrivals.put(Part(index, [Failed(error, index, item)], [item], 1))
+
+
+def _died(index: int, exit_code: int, deaths: int) -> WorkerDiedError:
+    if exit_code == -int(signal.SIGKILL):
+        how = "SIGKILL: the system may have run out of memory"
+    elif exit_code < 0:
+        how = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
+    else:
+        how = f"exit status {exit_code}"
+    return WorkerDiedError(
+        f"item {index} ended {deaths} worker processes, the last one by {how}; try func on it alone, or leave it out",
+        index=index,
+        exit_code=exit_code,
+    )

@@ -1,0 +1,105 @@
+"""What the machine has for this process: memory that is free right now, and how many physical cores there are.
+
+Only reading; what is done about it is decided by those who ask. Processors that may be used: ``cpus``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+
+__all__ = ["available_memory", "physical_cores"]
+
+_CGROUP_V1 = ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had before the kernel kills or swaps; None where the system does not say.
+
+    The least of the host's available memory and, for every cgroup above this process, its limit less what is in
+    use; pages of files that the kernel would drop count as free. Costs some ten file reads, ~0.2 ms.
+    """
+    found = [_host_available(), *(_left_in_cgroup(*files) for files in _cgroups())]
+    known = [left for left in found if left is not None]
+    return max(0, min(known)) if known else None
+
+
+@functools.cache
+def physical_cores() -> int | None:
+    """Cores of the machine, hyper-threads counted once, whoever may use them; None where the system does not say."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return _cores_by_psutil()
+    cores = set()
+    for block in text.split("\n\n"):
+        fields = {
+            name.strip(): value.strip() for name, _, value in (line.partition(":") for line in block.splitlines())
+        }
+        if "core id" in fields:
+            cores.add((fields.get("physical id"), fields["core id"]))
+    return len(cores) or _cores_by_psutil()  # some ARM kernels do not list cores
+
+
+def _cores_by_psutil() -> int | None:
+    try:
+        import psutil
+    except ImportError:
+        return None  # optional
+    count = psutil.cpu_count(logical=False)
+    return int(count) if count else None
+
+
+def _host_available() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: asked below
+    if sys.platform == "darwin":
+        # Neither sysconf nor sysctl tells what could be freed; half of all is a guess that errs to the small side.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return None
+
+
+def _cgroups() -> list[tuple[str, str, str, str]]:
+    """Folder, limit file, usage file and the name of droppable pages, for each cgroup this process is in."""
+    groups = [_CGROUP_V1, ("/sys/fs/cgroup", *_CGROUP_V2)]
+    try:
+        with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return groups
+    for line in lines:
+        hierarchy, _, group = line.partition("::")
+        if hierarchy == "0":
+            parts = [part for part in group.split("/") if part and part != ".."]
+            groups += [
+                (os.path.join("/sys/fs/cgroup", *parts[:depth]), *_CGROUP_V2) for depth in range(1, len(parts) + 1)
+            ]
+    return groups
+
+
+def _left_in_cgroup(folder: str, limit_file: str, usage_file: str, droppable: str) -> int | None:
+    try:
+        limit = _read(folder, limit_file)
+        if not limit.isdigit():
+            return None  # "max"
+        used = int(_read(folder, usage_file))
+        for line in _read(folder, "memory.stat").splitlines():
+            name, _, value = line.partition(" ")
+            if name == droppable:
+                used -= int(value)
+    except OSError:
+        return None  # a controller that is not there limits nothing
+    return int(limit) - max(used, 0)
+
+
+def _read(folder: str, name: str) -> str:
+    with open(os.path.join(folder, name), encoding="ascii") as file:
+        return file.read().strip()

@@ -1,0 +1,61 @@
+"""Whether the workers of an `imap` pay: what they got done, against what the caller would have done alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from lazystore.parallel.tuner import WORTH, Flow
+
+if TYPE_CHECKING:
+    from lazystore.parallel.fleet import Fleet
+
+__all__ = ["Review"]
+
+#: seconds of looking before a verdict
+LOOK_S: Final = 0.25
+
+
+class Review:
+    """Looks at one set of workers.
+
+    Parameters:
+        now: when they began.
+        flow: as the caller measured it working alone.
+    """
+
+    def __init__(self, now: float, flow: Flow) -> None:
+        #: seconds the consumer took since
+        self.away_s = 0.0
+        self._alone_s = flow.run_s
+        self._began = now
+        self._items = 0
+        self._done_s = 0.0
+        self._source_s = -1.0
+        self._pause_until = 0.0
+
+    def pauses(self, now: float) -> bool:
+        """Whether it is too early to try workers again."""
+        return now < self._pause_until
+
+    def look(self, now: float, fleet: Fleet, flow: Flow, source_s: float) -> Literal["serial", "process", ""]:
+        """What would be better than the present workers; "" when nothing is."""
+        if self._source_s < 0:
+            self._source_s = source_s
+        elapsed_s = now - self._began
+        items = fleet.done_items - self._items
+        if elapsed_s < LOOK_S or items < 4 * fleet.backend.workers:
+            return ""
+        elsewhere_s = self.away_s + source_s - self._source_s
+        item_s = max(elapsed_s - elsewhere_s, 0.0) / items
+        run_s = (fleet.done_s - self._done_s) / items
+        bound = elsewhere_s > 0.7 * elapsed_s
+        self._began, self._items, self._done_s = now, fleet.done_items, fleet.done_s
+        self._source_s, self.away_s = source_s, 0.0
+        if bound:  # by the consumer or the source: nothing the workers could do about it
+            return ""
+        if fleet.backend.kind == "thread" and flow.cpu_share > 0.5 and self._alone_s < WORTH * item_s:
+            return "process"
+        if fleet.backend.kind == "process" and item_s > run_s:
+            self._pause_until = now + 1.0
+            return "serial"
+        return ""
