@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 #: Turns of an item's loop, about 1 ms.
 UNITS = 15_000
-#: Mean seconds between two kills.
-BETWEEN_S = 0.03
+#: Most results between two kills (their number is random), and most seconds after those.
+BETWEEN = 40
+DELAY_S = 0.005
 #: Seconds after Ctrl-C by which all must be gone.
 GRACE_S = 2.0
 #: Latest moment of a Ctrl-C after the script is ready, seconds.
@@ -45,21 +46,30 @@ SHARED = Path("/dev/shm")
 class Killer(threading.Thread):
     """Kills random workers of this process until it has killed enough.
 
+    It waits for results between two kills, not only for some time: on a busy machine workers would else be killed
+    faster than they start.
+
     Parameters:
         kills: how many.
         dice: when and whom.
+
+    Attributes:
+        taken: results so far; the consumer's to count.
     """
 
     def __init__(self, kills: int, dice: random.Random) -> None:
         super().__init__(daemon=True)
         self.done = threading.Event()
-        self.killed = 0
+        self.killed = self.taken = 0
         self._wanted = kills
         self._dice = dice
 
     def run(self) -> None:
         while self.killed < self._wanted:
-            time.sleep(self._dice.expovariate(1 / BETWEEN_S))
+            due = self.taken + self._dice.randint(0, BETWEEN)
+            while self.taken < due:
+                time.sleep(0.0005)
+            time.sleep(self._dice.uniform(0, DELAY_S))
             workers = self._workers()
             if workers:
                 with contextlib.suppress(ProcessLookupError):
@@ -76,7 +86,7 @@ class Killer(threading.Thread):
 
 def kills(run: Run) -> None:
     """Count the results of a source that ends when enough workers were killed."""
-    from lazystore.parallel.imap import imap
+    from lazystore import imap
 
     spec = run.spec
     func = Work("python", "array" if spec["size"] > 8 else "number", spec["size"])
@@ -95,6 +105,7 @@ def kills(run: Run) -> None:
     begin = time.monotonic()
     settings = {"backend": "process", "n_jobs": 2, "on_error": "yield", "ordered": spec["ordered"]}
     for result in imap(func, source(), **settings):
+        killer.taken += 1
         if hasattr(result, "error"):
             given_up += 1
             print(result, file=sys.stderr)

@@ -73,7 +73,7 @@ def _begin(run: Run) -> tuple[Work, Footprint]:
 
 def ours(run: Run) -> None:
     """lazystore.imap in a budget."""
-    from lazystore.parallel.imap import imap
+    from lazystore import imap
 
     func, footprint = _begin(run)
     with imap(

@@ -30,6 +30,8 @@ PACKAGES = (
     "grain",
     "array_record",
     "zstandard",
+    "joblib",
+    "mpire",
 )
 
 

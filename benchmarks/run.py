@@ -28,6 +28,9 @@ BENCHES = (
     "bench_text_index",
     "bench_arrow",
     "bench_writer",
+    "bench_imap",
+    "bench_imap_memory",
+    "bench_imap_faults",
 )
 #: Need torch or the other libraries to say anything.
 PEER_BENCHES = ("bench_dataloader", "bench_formats", "compare")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lazystore.errors import ConfigError
 
-__all__ = ["EvictionPolicy", "StreamingConfig", "default_memory", "memory_limit", "parse_bytes"]
+__all__ = ["EvictionPolicy", "StreamingConfig", "cgroup_folders", "default_memory", "memory_limit", "parse_bytes"]
 
 MIB = 1 << 20
 MAX_BYTES = 1 << 48  # more than any address space holds
@@ -72,19 +72,34 @@ def memory_limit() -> int:
 
 
 def _cgroup_limit_files() -> list[str]:
-    """memory.max of this process's cgroup v2 and of each ancestor; the v1 file as well."""
-    files = ["/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max"]
+    names = ("memory.max", "memory.limit_in_bytes")  # of version 2, of version 1
+    return [f"{folder}/{name}" for folder in cgroup_folders("memory") for name in names]
+
+
+def cgroup_folders(controller: str) -> list[str]:
+    """Folders that may hold limits of this process: of each control group it is in and of each above, the root first.
+
+    Parameters:
+        controller: whose hierarchy is looked at where control groups have version 1: ``"memory"``, ``"cpu"``.
+    """
     try:
         with open("/proc/self/cgroup") as file:
-            lines = file.read().splitlines()
+            return parse_cgroups(file.read(), controller)
     except OSError:
-        return files
-    for line in lines:
-        hierarchy, _, group = line.partition("::")
-        if hierarchy == "0":
-            parts = [p for p in group.split("/") if p and p != ".."]
-            files += [os.path.join("/sys/fs/cgroup", *parts[:n], "memory.max") for n in range(1, len(parts) + 1)]
-    return files
+        return parse_cgroups("", controller)
+
+
+def parse_cgroups(groups: str, controller: str) -> list[str]:
+    """The same from the text of a process's ``/proc/self/cgroup``; a container sees its own group as the root."""
+    v2, v1 = "/sys/fs/cgroup", f"/sys/fs/cgroup/{controller}"
+    folders = [v2, v1]
+    for line in groups.splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        root = v2 if number == "0" and not controllers else v1 if controller in controllers.split(",") else ""
+        parts = [part for part in group.split("/") if part and part != ".."]
+        folders += ["/".join([root, *parts[:count]]) for count in range(1, len(parts) + 1) if root]
+    return folders
 
 
 def default_memory() -> int:

@@ -1,4 +1,4 @@
-"""Settings all tests share: how hypothesis searches.
+"""Settings all tests share: how hypothesis searches, and what collections of garbage need not look at.
 
 No deadline per example: on a loaded machine slowness is not a fault, and hangs end by pytest-timeout.
 ``HYPOTHESIS_PROFILE=long`` searches deeper; ``ci`` is the same on every run.
@@ -6,11 +6,19 @@ No deadline per example: on a loaded machine slowness is not a fault, and hangs 
 
 from __future__ import annotations
 
+import gc
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True, print_blob=True)
 settings.register_profile("long", parent=settings.get_profile("dev"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Ten thousand tests stay until the end: each full collection of garbage would look at all of them again."""
+    gc.collect()
+    gc.freeze()

@@ -173,7 +173,7 @@ def lazystore(
     func: Func, data: Iterable[Any], cell: Cell, ordered: bool = True, **settings: Any
 ) -> Iterator[Iterable[Any]]:
     """lazystore's imap; without settings it tunes itself."""
-    from lazystore.parallel.imap import imap
+    from lazystore import imap
 
     with contextlib.closing(imap(func, data, ordered=ordered, **settings)) as results:
         yield results
@@ -205,12 +205,12 @@ WARMERS: dict[str, Callable[[Callable[[int], list[Any]], Func, dict[str, Any]], 
     "joblib": warm_joblib,
     "lazystore": warm_lazystore,
 }
-#: Modules each needs before its clock starts.
+#: What each imports before its clock starts: a module, or something that is loaded when it is asked for.
 MODULES = {
     "pool": ("multiprocessing.pool",),
     "threads": ("multiprocessing.pool",),
     "executor": ("concurrent.futures.process",),
     "joblib": ("joblib",),
     "mpire": ("mpire",),
-    "lazystore": ("lazystore.parallel.imap",),
+    "lazystore": ("lazystore:imap",),
 }

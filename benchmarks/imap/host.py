@@ -61,7 +61,8 @@ def run(contender: Contender, cell: Cell, calibration: dict[str, float], made_da
     """
     func = cell.work(calibration)
     for name in MODULES.get(contender.maker, ()):
-        importlib.import_module(name)
+        module, _, attribute = name.partition(":")
+        getattr(importlib.import_module(module), attribute or "__name__")
     if contender.warm:
         WARMERS[contender.maker](light_items(cell), func, contender.options)
     pause = None if cell.consumer == "instant" else waiting(cell.consumer, cell.consumer_us, calibration)

@@ -20,7 +20,7 @@ UNITS = 15_000
 def main() -> None:
     """Run until interrupted."""
     backend, ordered, size, consumer_s = sys.argv[1], sys.argv[2] == "ordered", int(sys.argv[3]), float(sys.argv[4])
-    from lazystore.parallel.imap import imap
+    from lazystore import imap
 
     func = Work("python", "bytes", size)
     print("ready", flush=True)

@@ -55,7 +55,7 @@ def process_in_batches(
 
     Raises:
         ConfigError: an argument cannot work; the message names it.
-        Exception: whatever ``func`` or the source raised first.
+        Exception: whatever ``func`` or the source raised; nothing is returned then.
     """
     wishes = Wishes(
         func,
@@ -70,7 +70,7 @@ def process_in_batches(
     if batch_size is not None:
         batch_size = whole_number("batch_size", batch_size)
     share = _share(max_memory_percent)
-    plan = make_plan(wishes, data)
+    plan = make_plan(wishes, data, by_key=False)
     if plan.source.total is not None:
         for warning in memory_warnings(plan.profile):
             warnings.warn(warning, ResourceWarning, stacklevel=2)
@@ -78,23 +78,23 @@ def process_in_batches(
 
 
 def _run(plan: Plan, batch_size: int | None, share: float) -> list[Any]:
-    source = plan.source
-    source.claim("process_in_batches")
-    items, done = plan.take_head()
-    rest = source.rest()
+    rest = plan.source.rest()
+    waiting = len(plan.source.items)  # tried already, part of the first batch
     results: list[Any] = []
     number = 0
     while True:
         size = batch_size or _batch_size(plan, share)
-        batch = list(islice(rest, max(0, size - len(items))))
-        if not batch and not items:
+        batch = list(islice(rest, max(0, size - waiting)))
+        if not batch and not waiting:
             return results
         number += 1
         if plan.wishes.verbose:
-            print(f"batch {number}: {len(items) + len(batch)} items")
-        total = len(items) + len(batch)
-        results += start_part(plan, batch, {}, total=total, done=done, done_items=items)
-        items, done = [], []
+            print(f"batch {number}: {waiting + len(batch)} items")
+        run = start_part(plan, batch, {}, total=waiting + len(batch), head=waiting > 0, first=len(results))
+        if waiting:
+            plan.forget_head()
+            waiting = 0
+        results += run
 
 
 def _batch_size(plan: Plan, share: float) -> int:

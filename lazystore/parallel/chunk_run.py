@@ -17,14 +17,17 @@ from typing import Any
 from lazystore.parallel.chunk import Job
 from lazystore.parallel.failures import Failed
 
-__all__ = ["Ran", "run_chunk"]
+__all__ = ["Ran", "run_chunk", "weigh"]
 
 #: quick items are run in stretches of about this many seconds; the clock is looked at between them
-STRETCH_S = 0.00025
+STRETCH_S = 0.0005
 #: items in a stretch at most
 STRETCH = 256
-#: results of a longer stretch are weighed by so many of them
-SAMPLES = 4
+#: values of these types weigh next to nothing; to know that saves the look
+_LIGHT = frozenset({int, float, bool, complex, type(None)})
+
+#: what threads of this process are at
+_runners: set[_Runner] = set()
 
 
 @dataclass(slots=True)
@@ -73,67 +76,120 @@ def run_chunk(
         first: index of the first item in the data.
         limit_s: stop after the item (or stretch of quick ones) in which so many seconds have passed.
         limit_bytes: stop likewise when the results weigh so much.
-        note: called with each item's index before it is begun; costs time on quick items.
+        note: called with an item's index before each try of it; costs time on quick items.
         catch: what counts as an item's failure; anything else is raised and what was done is lost. In the caller's own
             thread: ``Exception``, so that Ctrl-C is not taken for an item's.
     """
-    ran = Ran()
     begin = clock()
     if job.reader is not None:
         job, items = _read(job, job.reader, items)
-    results, func = ran.results, job.func
-    count, here = len(items), os.getpid()
-    left = iter(items)
-    size, now = 1, begin
-    while (done := len(results)) < count:
-        if note is not None:
-            note(first + done)
-        error = _stretch(results, func, left, min(size, count - done), catch)
-        if os.getpid() != here:
-            os._exit(_code(error))
-        fatal = error is not None and _fail(ran, job, items[len(results)], first + len(results), error, catch)
-        now, before = clock(), now
-        made = len(results) - done
-        mean = (now - before) / made
-        if mean > ran.longest_s:
-            ran.longest_s, ran.longest_at = mean, first + done
-        ran.nbytes += _weight(results, done, made)
-        if fatal or now - begin >= limit_s or ran.nbytes >= limit_bytes:
-            break
-        if note is None:
-            size = max(1, min(STRETCH, 4 * size, int(STRETCH_S / max(mean, 1e-9))))
-    ran.run_s = now - begin
-    return ran
-
-
-def _stretch(
-    results: list[Any], func: Callable[[Any], Any], left: Iterator[Any], count: int, catch: type[BaseException]
-) -> BaseException | None:
-    """Run some items; the error of the first one that fails, whose predecessors' results are kept."""
-    wanted = len(results) + count
+    runner = _Runner(job, list(items), first, catch)
+    del items
+    _runners.add(runner)
     try:
-        results.extend(map(func, islice(left, count)))
-    except catch as error:
-        return _outside(error)
-    if len(results) < wanted:  # map takes a StopIteration for the end of its input
-        return RuntimeError("the function raised StopIteration")
-    return None
+        runner.run(begin, limit_s, limit_bytes, clock, note)
+        return runner.ran
+    finally:
+        _runners.discard(runner)
+        runner.let_go()
 
 
-def _fail(ran: Ran, job: Job, item: Any, index: int, error: BaseException, catch: type[BaseException]) -> bool:
-    """Try an item again, or have its error stand for its result; whether nothing should be run after it."""
-    for _ in range(job.retries):
-        if not isinstance(error, Exception):
-            break
-        ran.retried += 1
-        again = _stretch(ran.results, job.func, iter((item,)), 1, catch)
-        if again is None:
-            return False
-        error = again
-    failed = Failed(error, index, item)
-    ran.failures += 1
-    ran.results.append(failed)
-    return failed.fatal
+class _Runner:
+    """Runs one chunk.
+
+    An error keeps the frames alive that it came through, and those they were called from; so what weighs something is
+    an attribute here, which is let go in the end, and never a local variable.
+    """
+
+    __slots__ = ("_catch", "_error", "_first", "_items", "_job", "_left", "ran")
+
+    def __init__(self, job: Job, items: list[Any], first: int, catch: type[BaseException]) -> None:
+        self.ran = Ran()
+        self._job = job
+        self._items = items
+        self._left = iter(items)
+        self._first = first
+        self._catch = catch
+        self._error: BaseException | None = None
+
+    def run(
+        self,
+        begin: float,
+        limit_s: float,
+        limit_bytes: float,
+        clock: Callable[[], float],
+        note: Callable[[int], object] | None,
+    ) -> None:
+        results, count = self.ran.results, len(self._items)
+        done, size, now = 0, 1, begin
+        nbytes, longest_s, longest_at = 0.0, 0.0, -1
+        while done < count:
+            if note is not None:
+                note(self._first + done)
+            fatal = not self._stretch(self._left, min(size, count - done)) and self._failed(note)
+            now, before = clock(), now
+            made = len(results) - done
+            mean = (now - before) / made
+            if mean > longest_s:
+                longest_s, longest_at = mean, self._first + done
+            # of many results two are weighed
+            nbytes += weigh(results[done]) if made == 1 else 0.5 * made * (weigh(results[done]) + weigh(results[-1]))
+            if fatal or now - begin >= limit_s or nbytes >= limit_bytes:
+                break
+            done += made
+            if note is None:
+                size = min(STRETCH, 4 * size, int(STRETCH_S / mean) or 1) if mean > 0 else STRETCH
+        del results
+        self.ran.run_s, self.ran.nbytes = now - begin, nbytes
+        self.ran.longest_s, self.ran.longest_at = longest_s, longest_at
+
+    def let_go(self) -> None:
+        self.ran = Ran()
+        self.stop()
+
+    def stop(self) -> None:
+        """Nothing more is run."""
+        self._items.clear()
+
+    def _stretch(self, items: Iterator[Any], count: int) -> bool:
+        """Run some items; False, and :attr:`_error` set, when one failed: the results of those before it are there."""
+        wanted, here = len(self.ran.results) + count, os.getpid()
+        self._error = None
+        try:
+            self.ran.results.extend(map(self._job.func, islice(items, count)))
+        except self._catch as caught:
+            self._error = _outside(caught)
+        if os.getpid() != here:
+            os._exit(_code(self._error))
+        if self._error is None and len(self.ran.results) < wanted:  # map takes a StopIteration for the end of its input
+            self._error = RuntimeError("the function raised StopIteration")
+        return self._error is None
+
+    def _failed(self, note: Callable[[int], object] | None) -> bool:
+        """Try an item again, or have its error stand for its result; whether nothing should be run after it."""
+        place = len(self.ran.results)
+        for _ in range(self._job.retries):
+            if not isinstance(self._error, Exception):
+                break
+            self.ran.retried += 1
+            if note is not None:
+                note(self._first + place)  # each try has the whole time
+            if self._stretch(iter(self._items[place : place + 1]), 1):
+                return False
+        assert self._error is not None
+        self.ran.results.append(Failed(self._error, self._first + place, self._items[place]))
+        self.ran.failures += 1
+        fatal, self._error = not isinstance(self._error, Exception), None
+        return fatal
+
+
+def _run_nothing_more() -> None:
+    """In a process that a function forked: its parent runs the rest."""
+    for runner in _runners:
+        runner.stop()
+
+
+os.register_at_fork(after_in_child=_run_nothing_more)
 
 
 def _outside(error: BaseException) -> BaseException:
@@ -165,16 +221,10 @@ def _read(job: Job, reader: Callable[[Sequence[Any]], Sequence[Any]], keys: Sequ
     return replace(job, func=read_and_run, reader=None), keys
 
 
-def _weight(results: list[Any], begin: int, count: int) -> float:
-    """What some results weigh; of many, a few are weighed."""
-    if count <= SAMPLES:
-        return float(sum(weigh(result) for result in results[begin : begin + count]))
-    step = count / SAMPLES
-    return step * sum(weigh(results[begin + int((sample + 0.5) * step)]) for sample in range(SAMPLES))
-
-
 def weigh(value: Any, depth: int = 2) -> float:
     """Bytes of a value, about: of containers a few members are looked at, of views what they show."""
+    if type(value) in _LIGHT:
+        return 32.0
     try:
         nbytes = float(sys.getsizeof(value))
         if hasattr(type(value), "nbytes"):

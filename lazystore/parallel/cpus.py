@@ -11,6 +11,8 @@ import time
 import warnings
 from collections.abc import Mapping
 
+from lazystore.config import cgroup_folders
+
 __all__ = ["MAX_CPUS_VARIABLE", "usable_cpus"]
 
 MAX_CPUS_VARIABLE = "LAZYSTORE_MAX_CPUS"
@@ -62,8 +64,7 @@ def user_cap(environment: Mapping[str, str]) -> float:
 def _quota() -> float:
     """The tightest CPU quota of the control groups this process is in, in CPUs."""
     least = math.inf
-    groups = _text("/proc/self/cgroup")
-    for folder in quota_folders(groups):
+    for folder in cgroup_folders("cpu"):
         least = min(
             least,
             quota_v2(_text(f"{folder}/cpu.max")),
@@ -79,27 +80,6 @@ def _text(path: str) -> str:
             return file.read()
     except OSError:
         return ""
-
-
-def quota_folders(groups: str) -> list[str]:
-    """Folders that may hold a CPU quota of a process, from the text of its ``/proc/self/cgroup``.
-
-    Of the cgroup v2 and of the v1 hierarchy of the ``cpu`` controller: the root as this process sees it (in a container
-    that is its own group), and each folder down to the process's group.
-    """
-    folders = ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu"]
-    for line in groups.splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if number == "0" and not controllers:
-            root = "/sys/fs/cgroup"
-        elif "cpu" in controllers.split(","):
-            root = "/sys/fs/cgroup/cpu"
-        else:
-            continue
-        parts = [part for part in group.split("/") if part and part != ".."]
-        folders += ["/".join([root, *parts[:count]]) for count in range(1, len(parts) + 1)]
-    return folders
 
 
 def quota_v2(cpu_max: str) -> float:

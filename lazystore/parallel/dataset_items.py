@@ -1,4 +1,4 @@
-"""How `imap` goes through a dataset: workers are sent numbers of items and read those themselves.
+"""How `imap` goes through a dataset: where it can, workers are sent numbers of items and read those themselves.
 
 Here is what such a dataset offers, and the reader that travels to workers. What is read, and in which order, is the
 dataset's business (``streaming.mapping``); this package knows nothing of it.
@@ -18,18 +18,18 @@ class DatasetItems(Protocol):
 
     Attributes:
         length: items of the pass.
-        reader: for ``Job.reader``; set its ``workers`` before it is pickled.
+        reader: for ``Job.reader``; set its ``workers`` before it is pickled. None: workers are to be sent the items.
     """
 
     length: int
-    reader: DatasetReader
+    reader: DatasetReader | None
 
     def items(self) -> Iterator[Any]:
         """The pass itself, as iterating the dataset would give it. Once."""
         ...
 
     def keys(self, start: int) -> Iterator[int]:
-        """Keys of the pass' items from the ``start``-th on; ends :meth:`items`. No I/O."""
+        """Keys for :attr:`reader` of the pass' items from the ``start``-th on; ends :meth:`items`. No I/O."""
         ...
 
     def handed_out(self, count: int) -> None:
@@ -87,12 +87,13 @@ class DatasetReader:
 
 
 def items_of(data: object, *, ordered: bool = True) -> DatasetItems | None:
-    """One pass over ``data``, if it is a dataset that workers can read themselves; None: iterate it.
+    """One pass over ``data``, if it is a stored dataset; None: iterate it.
 
     Begins the dataset's pass, as ``iter(data)`` would.
 
     Parameters:
         ordered: results are handed out in the order of the items.
     """
-    begin: Callable[[bool], DatasetItems | None] | None = getattr(type(data), "_lazystore_items_", None)
-    return None if begin is None else begin(data, ordered)  # type: ignore[call-arg, arg-type]
+    begin: Callable[[Any, bool], DatasetItems | None] | None = getattr(type(data), "_lazystore_items_", None)
+    found = None if begin is None else begin(data, ordered)
+    return found if found is not None and found.reader is not None else None

@@ -14,12 +14,13 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from lazystore._core.delivery import Delivery
-from lazystore.errors import TransportError, WorkerError
+from lazystore.errors import ClosedError, TransportError, WorkerError
 from lazystore.parallel.arrivals import Arrivals, Part
 from lazystore.parallel.chunk import Backend, Chunk, Job, Report
 from lazystore.parallel.chunk_run import Ran, run_chunk, weigh
 from lazystore.parallel.dataset_items import DatasetItems
 from lazystore.parallel.failures import Failed
+from lazystore.parallel.first_call import FirstCall
 from lazystore.parallel.fleet import Fleet
 from lazystore.parallel.map_stats import MapStats
 from lazystore.parallel.policy import Policy
@@ -32,6 +33,8 @@ __all__ = ["Engine"]
 
 #: item time from which work is laid out for workers that are still starting
 EARLY_S: Final = 0.005
+#: seconds the first item is waited for before it is looked at
+FIRST_S: Final = 0.002
 #: seconds of the consumer's that results handed out in one go may take while workers wait for the caller
 SLICE_S: Final = 0.001
 #: item time from which every call is timed
@@ -53,6 +56,7 @@ class Engine:
         total: items in all, where known.
         stats: kept up to date.
         done: results of items before the supply's first.
+        watch_first: run the first item in a thread, so that a long one can be seen while it runs.
         dataset: the supply is the items of this pass; workers read them themselves.
     """
 
@@ -71,6 +75,7 @@ class Engine:
         stats: MapStats,
         done: Part | None = None,
         dataset: DatasetItems | None = None,
+        watch_first: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._job = job
@@ -93,7 +98,11 @@ class Engine:
         self._probe = Probe(job.func, limits, kinds)
         self._flow = self._probe.flow
         self._fleet: Fleet | None = None
-        self._stage: Literal["serial", "starting", "parallel"] = "serial" if "serial" in kinds else "parallel"
+        self._stage: Literal["first", "serial", "starting", "parallel"] = "serial" if "serial" in kinds else "parallel"
+        if watch_first and not self._probe.remembers():
+            self._stage = "first"
+        self._first_call: FirstCall | None = None
+        self._more_to_give = False
         self._own: list[Any] = []
         self._own_first = 0
         self._initialized = job.initializer is None
@@ -104,6 +113,8 @@ class Engine:
         self._leftover: list[Chunk] = []
         self._review = Review(clock(), self._flow)
         self._closed = False
+        self._torn = False
+        self._warned = False
 
     # -- what the iterator asks for -------------------------------------------------------------------------------
 
@@ -112,17 +123,32 @@ class Engine:
 
         Raises:
             BaseException: the error of the item or of the source whose turn it is.
+            ClosedError: an earlier call was interrupted in the middle.
         """
+        if self._torn:
+            raise ClosedError("this imap was interrupted or lost its workers while it moved items; start a new one")
         if self._closed:
             return False
         self._account(delivery)
         try:
             while True:
-                more = self._parallel(delivery) if self._stage == "parallel" else self._serial(delivery)
+                more = self._step(delivery)
                 if more is not None:
                     return more
+        except Exception:
+            raise  # an item's or the source's, with everything in its place
+        except BaseException:
+            # Ctrl-C between two steps that belong together: going on might leave items out without a word
+            self._torn = True
+            self.close()
+            raise
         finally:
             self._left_at = self._clock()
+
+    def _step(self, delivery: Delivery) -> bool | None:
+        if self._stage == "parallel":
+            return self._parallel(delivery)
+        return self._first() if self._stage == "first" else self._serial(delivery)
 
     def caught(self, error: Exception, index: int, item: Any) -> tuple[Any, ...]:
         """What stands for an item that raised in the caller: tried again, then by the policy."""
@@ -138,18 +164,17 @@ class Engine:
         return self._policy.apply(Failed(error, index, item), item)
 
     def close(self) -> None:
-        """Stop: workers are given up, nothing more is pulled. May be called twice."""
-        if self._closed:
-            return
+        """Stop: workers are given up, nothing more is pulled. Twice is fine, also where Ctrl-C ended the first call."""
         self._closed = True
-        self._probe.close()
-        self._stats.ended(self._clock())
         for fleet in self._fleets:
             fleet.close()
+        self._probe.close()
+        self._stats.ended(self._clock())
 
     @property
     def _fleets(self) -> list[Fleet]:
-        return self._retiring if self._fleet is None else [self._fleet, *self._retiring]
+        first = [] if self._first_call is None else [self._first_call.fleet]
+        return [*([] if self._fleet is None else [self._fleet]), *self._retiring, *first]
 
     @property
     def _busy(self) -> bool:
@@ -235,6 +260,46 @@ class Engine:
         self.close()
         return False
 
+    # -- the first item -------------------------------------------------------------------------------------------
+
+    def _first(self) -> bool | None:
+        """Watch the first item; start workers when it turns out to be long. None when there is something new."""
+        call = self._first_call
+        if call is None:
+            items = self._supply.take(1, 0.0)
+            if not items:
+                self._stage = "serial"
+                return None
+            fleet = self._manned("thread", 1)
+            call = self._first_call = FirstCall(fleet, items, self._supply.index - 1)
+        if call.over(FIRST_S if self._fleet is None else 0.001):
+            self._after_first(call)
+            return None
+        run_s, cpu_share = call.look()
+        self._probe.first(run_s, cpu_share)
+        if self._fleet is None and not self._supply.ended:
+            self._consider()
+        if self._fleet is not None and self._fleet.backend.kind == "process" and self._probe.lock_is_free():
+            self._change("thread", "the function lets other threads run")
+        if self._fleet is not None and (self._stage == "parallel" or self._ready()):
+            self._retiring.append(call.fleet)
+            self._first_call = None
+            self._go_parallel()
+        elif self._fleet is not None or self._stage == "serial":
+            self._stage = "first"  # its workers are starting
+        return True if self.patience_s is not None else None
+
+    def _after_first(self, call: FirstCall) -> None:
+        """The first item is done: the caller goes on, with what workers have not got yet."""
+        self._first_call = None
+        self._stage = "serial" if self._fleet is None else "starting"
+        self._probe.first(*call.taken())
+        self._probe.items += 1
+        call.fleet.close()
+
+    def _ready(self) -> bool:
+        return self._fleet is not None and self._tend(self._fleet, 0.0) and self._fleet.backend.ready() > 0
+
     # -- the caller works -----------------------------------------------------------------------------------------
 
     def _serial(self, delivery: Delivery) -> bool | None:
@@ -263,13 +328,14 @@ class Engine:
         self._arrivals.passed(len(items))
         every = 1 if self._flow.run_s > TIMED_S else 16
         delivery.serve(self._job.func, read, first, every, self._probe.wants_cpu)
+        self._probe.begin()
         self._given = len(items)
         self._serving = True
         self._settled(self._given)
         return True
 
     def _block(self) -> tuple[list[Any], int]:
-        count = 1 if not self._probe.items or self._probe.weighable else serial_block(self._flow)
+        count = 1 if not self._probe.items or self._probe.weighable else serial_block(self._flow, self._limits)
         if self._own:
             items, first = self._own[:count], self._own_first
             del self._own[:count]
@@ -304,6 +370,7 @@ class Engine:
 
     def _run_one(self, items: list[Any], first: int) -> None:
         """Run an item so that its result can be weighed as well."""
+        self._probe.begin()
         cpu_s = time.thread_time()
         ran = self._run(items, first)
         cpu_s = time.thread_time() - cpu_s
@@ -318,6 +385,9 @@ class Engine:
     def _here(self, chunk: Chunk) -> Report:
         """A chunk that cannot travel, run by the caller."""
         self._initialize()
+        if not self._warned:
+            self._warned = True
+            self._warn(f"item {chunk.first} cannot be sent to a worker process and runs here, as all like it will")
         ran = run_chunk(self._job, chunk.items, chunk.first, catch=Exception)
         self._stats.in_caller += len(chunk.items)
         self._stats.caller_s += ran.run_s  # the rest is counted with the report
@@ -331,7 +401,7 @@ class Engine:
 
     def _consider(self) -> None:
         """Start workers if they would pay now."""
-        if self._supply.ended or self._review.pauses(self._clock()):
+        if self._supply.ended or self._review.hopeless(self._flow):
             return
         start_s = START_WARM_S if self._warm() else START_COLD_S
         choice = self._probe.look(start_s, self._remaining)
@@ -342,6 +412,9 @@ class Engine:
             choice = Estimate("thread", self._limits.workers or self._limits.cpus)
         self._begin(choice.kind, choice.workers)
         if self._stage != "starting" or self._fleet is None or self._flow.run_s < EARLY_S:
+            return
+        if self._first_call is not None:
+            self._tend(self._fleet, 0.0)
             return
         # long items: workers find something to do when they come up, the caller keeps what it can do meanwhile
         self._own = self._supply.take(max(1, min(12, int(start_s / self._flow.run_s))), 0.002)
@@ -390,7 +463,7 @@ class Engine:
             return
         if self._fleet.backend.kind == "process" and self._probe.lock_is_free():
             self._change("thread", "the function lets other threads run")
-        elif self._fleet.backend.ready() or (not self._own and self._fleet.busy):
+        elif self._fleet.backend.ready() or (not self._own and (self._fleet.busy or self._fleet.backlog)):
             self._go_parallel()
 
     def _go_parallel(self) -> None:
@@ -423,10 +496,13 @@ class Engine:
     def _fall_back(self, error: TransportError | WorkerError, waiting: list[Chunk]) -> None:
         """Processes cannot be had: go on with threads where that was left open, else say so."""
         if "thread" not in self._kinds or "process" not in self._kinds:
+            self._torn = True
+            self.close()
             raise error
         self._warn(f"{error}; imap goes on with threads")
         self._kinds = self._probe.kinds = tuple(kind for kind in self._kinds if kind != "process")
-        self._begin("thread", self._limits.workers or self._limits.cpus)
+        if self._fleet is None:
+            self._begin("thread", self._limits.workers or self._limits.cpus)
         assert self._fleet is not None
         self._fleet.add(self._own, self._own_first)
         self._fleet.backlog.extend(waiting)
@@ -448,13 +524,17 @@ class Engine:
         for fleet in self._fleets:
             if not self._tend(fleet, 0.0):
                 return None
+        if self._reviewed():  # also where the caller never waits: then it is what they cost it
+            return None
         if self._hand_on(delivery):
             return True
-        if self._busy:
-            if not self._reviewed():
-                self._tend(self._fleets[0], 0.002 if len(self._fleets) > 1 else self.patience_s, feed=False)
-                if self.patience_s is not None and not self._arrivals.ready:
-                    return True
+        if self._more_to_give:
+            return None
+        working = [fleet for fleet in self._fleets if fleet.busy]
+        if working:
+            self._tend(working[0], 0.002 if len(working) > 1 else self.patience_s, feed=False)
+            if self.patience_s is not None and not self._arrivals.ready:
+                return True
             return None
         if self._fleet is not None and self._fleet.idle:
             return self._end()
@@ -466,7 +546,7 @@ class Engine:
             if fleet.busy or timeout == 0.0:
                 fleet.collect(timeout)
             if feed and fleet is self._fleet:
-                fleet.feed()
+                self._more_to_give = fleet.feed()
         except (TransportError, WorkerError) as error:
             waiting = fleet.take_back()
             fleet.close()

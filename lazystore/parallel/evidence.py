@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["CallClock", "CallTimes", "GilSampler", "GilShare", "Travel", "TravelCost", "travel_cost"]
+__all__ = ["CallClock", "CallTimes", "GilSampler", "GilShare", "Travel", "TravelCost", "travel_cost", "wait_counter"]
 
 R = TypeVar("R")
 
@@ -155,7 +155,7 @@ class GilSampler:
             self._ended.release()
 
     def _look(self) -> None:
-        waits = _wait_counter()
+        waits = wait_counter()
         clock = time.perf_counter
         longest = 1e-3
         before, waited = clock(), waits()
@@ -177,7 +177,7 @@ LONGEST_S = 20e-3
 MOST_LOOKS = 2000  # some 20 s: more tells nothing new
 
 
-def _wait_counter() -> Callable[[], int]:
+def wait_counter() -> Callable[[], int]:
     """What tells how often the calling thread has given up its CPU to wait; always 0 where the system does not tell."""
     try:
         import resource

@@ -29,6 +29,8 @@ LINGER_S: Final = 0.005
 SLOW_SOURCE_S: Final = 0.0005
 #: chunk time from which a worker needs no second chunk waiting behind the first
 LONG_S: Final = 0.02
+#: seconds of the longest item of late from which a chunk that waits behind another is worth moving
+STEAL_S: Final = 0.001
 #: workers that one item, running alone, may lose: to signals that others send as well, and to anything else
 KILLS: Final = 5
 CRASHES: Final = 2
@@ -122,20 +124,45 @@ class Fleet:
             self._stats.held(self._arrivals.items, int(self._arrivals.bytes))
         return bool(events)
 
-    def feed(self) -> None:
-        """Give workers what they have room for."""
+    def feed(self, *, new: bool = True) -> bool:
+        """Give workers what they have room for; whether there may be more to give at once.
+
+        Of a slow source only one chunk is pulled, and what workers are about to finish is awaited first: results that
+        are there should not wait for items that are not.
+
+        Parameters:
+            new: also items from the supply.
+        """
         room = self.backend.room(self._depth())
         while room > 0:
-            if self._supply.item_s > SLOW_SOURCE_S and self._sent and self._arrivals.ready and not self.backlog:
-                return
-            chunk = self._next()
+            slow = self._supply.item_s > SLOW_SOURCE_S and not self.backlog
+            if slow and self._sent:
+                self.collect(0.05 * self._supply.item_s)
+                if self._arrivals.ready:
+                    return False
+            chunk = self._next() if new or self.backlog else None
             if chunk is None:
-                return
+                return new and self._steal()
             began = self._clock()
             self._send(chunk)
             self._handling_s += self._clock() - began
             self._handled += 1
             room -= 1
+            if slow:
+                return room > 0
+        return False
+
+    def _steal(self) -> bool:
+        """Take chunks that wait behind others back for workers that have nothing to do; whether there were any."""
+        idle = self.backend.room(1)
+        if idle <= 0 or not self._sent or self._flow.longest_s < STEAL_S:
+            return False
+        stolen = self.backend.take_waiting(idle) if hasattr(self.backend, "take_waiting") else []
+        for chunk in stolen:
+            del self._sent[chunk.number]
+            self._items_out -= len(chunk.items)
+            self.backlog.append(self._cut(chunk.items, chunk.first, chunk.deaths))
+        return bool(stolen)
 
     def add(self, items: Sequence[Any], first: int) -> None:
         """Items to be run before all that come from the supply."""
@@ -206,9 +233,13 @@ class Fleet:
         """Items of the next chunk; grows to twice at most from one round of the workers to the next."""
         remaining = None if self._total is None else max(1, self._total - self._supply.index)
         overhead_s = self._handling_s / self._handled if self._handled > 8 else 0.0
-        kind = "thread" if self.backend.kind == "thread" else "process"
         ideal = chunk_items(
-            self._flow, self._limits, self.backend.workers, kind=kind, overhead_s=overhead_s, remaining=remaining
+            self._flow,
+            self._limits,
+            self.backend.workers,
+            kind="thread" if self.backend.kind == "thread" else "process",
+            overhead_s=overhead_s,
+            remaining=remaining,
         )
         if not self._chunk:
             self._chunk = ideal if self._flow.run_s else self._limits.chunk or 1
@@ -229,13 +260,15 @@ class Fleet:
 
     def _send(self, chunk: Chunk) -> None:
         chunk.sent_at = self._clock()
+        # known before anything can go wrong
+        self._sent[chunk.number] = chunk
+        self._items_out += len(chunk.items)
         try:
             self.backend.submit(chunk)
         except TransportError as error:
+            del self._sent[chunk.number]
+            self._items_out -= len(chunk.items)
             self._cannot_travel(chunk, error)
-            return
-        self._sent[chunk.number] = chunk
-        self._items_out += len(chunk.items)
 
     def _cannot_travel(self, chunk: Chunk, error: TransportError) -> None:
         """An item does not pickle: only that one is run in the caller, or fails."""
@@ -264,6 +297,7 @@ class Fleet:
             flow.pickle_s += 0.3 * (report.transport_s / count - flow.pickle_s)
         else:
             item_bytes = weigh(report.results[0])
+            flow.in_bytes = weigh(chunk.items[0])
         # a sudden weight counts at once
         flow.out_bytes = max(item_bytes, flow.out_bytes + 0.3 * (item_bytes - flow.out_bytes))
         self._round += 1

@@ -73,7 +73,7 @@ def limit_inner_threads(n: int) -> None:
     Not for the caller's own process: the limits hold for all of its threads.
     """
     state = (n, len(sys.modules))
-    if state == _limits.state or (n == 0 and _limits.state[0] == 0):
+    if state == _limits.state or (n == 0 and _limits.state[0] == 0 and OURS not in os.environ):
         return
     _set_environment(n)
     _limit_loaded(n)

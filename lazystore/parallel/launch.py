@@ -20,7 +20,6 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 import warnings
@@ -28,14 +27,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import process
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lazystore.errors import WorkerError
+from lazystore.parallel.surroundings import Surroundings
 
-__all__ = ["Child", "ForkServer", "has_fork_server", "refuse_where_processes_are_forbidden", "start_interpreter"]
+if TYPE_CHECKING:
+    import subprocess  # workers do without
+
+__all__ = [
+    "Child",
+    "ForkServer",
+    "has_fork_server",
+    "leave_all",
+    "refuse_where_processes_are_forbidden",
+    "start_interpreter",
+]
 
 #: seconds the fork server gives workers to end by themselves once the caller is gone; then the kernel kills them
-GRACE_S = 1.0
+GRACE_S = 0.5
 
 #: seconds to hand a request to the fork server, which reads none while it starts
 PATIENCE_S = 30.0
@@ -114,8 +124,8 @@ class Child:
     def close(self) -> None:
         """Forget it; it may go on. May be called again."""
         if self._popen is not None:
-            # Nobody waits any more (init does), and Popen should not complain that nobody did.
-            self._popen.returncode = self._popen.poll() or 0
+            _leave(self._popen)
+            self._popen = None
         self.pid = 0
         sentinel, self.sentinel = self.sentinel, -1
         if sentinel >= 0:
@@ -134,7 +144,7 @@ def refuse_where_processes_are_forbidden() -> None:
     """
     if getattr(sys, "frozen", False):
         raise WorkerError("worker processes need a Python interpreter, this is a frozen program; use backend='thread'")
-    if not sys.executable:
+    if not _executable():
         raise WorkerError("worker processes need sys.executable, which is empty here; use backend='thread'")
     here = process.current_process()
     if here.daemon:
@@ -160,7 +170,6 @@ class ForkServer:
     """
 
     def __init__(self, preload: Sequence[str], variables: Mapping[str, str]) -> None:
-        self.pid = os.getpid()
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(PATIENCE_S)
         with theirs:
@@ -199,11 +208,9 @@ class ForkServer:
         return Child(sentinel)
 
     def close(self) -> None:
-        """Let it go: idle workers end, and after a second all of them. Does not wait. May be called again."""
+        """Let it go: idle workers end, and half a second later all of them. Does not wait. May be called again."""
         self._socket.close()
-        if self._popen.returncode is None:
-            # Nobody waits any more (init does), and Popen should not complain that nobody did.
-            self._popen.returncode = self._popen.poll() or 0
+        _leave(self._popen)
 
 
 def start_interpreter(number: int, fds: Sequence[int], variables: Mapping[str, str]) -> Child:
@@ -227,6 +234,22 @@ def start_interpreter(number: int, fds: Sequence[int], variables: Mapping[str, s
             os.close(fd)
 
 
+_left: list[subprocess.Popen[bytes]] = []
+
+
+def _leave(popen: subprocess.Popen[bytes]) -> None:
+    """A child that ends by itself: the next time this is called is soon enough to take note of that."""
+    _left.append(popen)
+    _left[:] = [each for each in _left if each.poll() is None]
+
+
+def leave_all() -> None:
+    """This process ends, or is a fork of the one that had these children: init or that one takes note of their end."""
+    for popen in _left:
+        popen.returncode = 0  # else it complains that nobody waited
+    _left.clear()
+
+
 def _birth(number: int, fds: int) -> Birth:
     here = process.current_process()
     return Birth(number, os.getpid(), here.name, bytes(here.authkey), fds)
@@ -236,21 +259,30 @@ def _interpreter(
     function: str, arguments: tuple[object, ...], fds: Sequence[int], variables: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     """A new interpreter that sees the modules of this one and calls a function of this module."""
-    path = [entry for entry in sys.path if isinstance(entry, str) and entry] + [""]
+    import subprocess
+
     code = (
-        f"import sys; sys.path[:] = {path!a}; from lazystore.parallel import launch; launch.{function}(*{arguments!a})"
+        f"import sys; sys.path[:] = {Surroundings.capture().path!a}; "
+        f"from lazystore.parallel import launch; launch.{function}(*{arguments!a})"
     )
+    executable = _executable()
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
     # Ctrl-C at a terminal reaches the new process as well. It is blocked until the process can ignore it.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return subprocess.Popen(
-            [sys.executable, *flags, "-c", code], stdin=subprocess.DEVNULL, pass_fds=fds, env=dict(variables)
+            [executable, *flags, "-c", code], stdin=subprocess.DEVNULL, pass_fds=fds, env=dict(variables)
         )
     except OSError as error:
-        raise WorkerError(f"a worker process cannot be started: {sys.executable}: {error}") from error
+        raise WorkerError(f"a worker process cannot be started: {executable}: {error}") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _executable() -> str:
+    """The interpreter, or what a program that embeds one told multiprocessing instead."""
+    spawn = sys.modules.get("multiprocessing.spawn")
+    return sys.executable if spawn is None else os.fsdecode(spawn.get_executable() or "")
 
 
 def _beyond_standard(fd: int) -> int:

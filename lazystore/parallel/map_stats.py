@@ -259,7 +259,7 @@ class MapStats:
         lines = [f"imap: {self.done:,} items in {_seconds(elapsed)}, {rate:,.0f} a second; {crew}"]
         lines.append(_bar("caller", self._of_caller(elapsed), elapsed))
         if self.worker_s:
-            func = max(0.0, self.executing_s - self.caller_s)
+            func = self.executing_s - self.caller_s
             travel = self.transport_s - self.packing_s
             lines.append(_bar("workers", [("func", func), ("transport", travel)], self.worker_s, rest="idle"))
         if self._points:
@@ -329,6 +329,7 @@ def progress_of(progress: bool | str | None, func: Callable[..., Any], total: in
 
 def _bar(name: str, parts: list[tuple[str, float]], whole: float, rest: str = "scheduling") -> str:
     """A bar whose stretches are shares of ``whole``, and their names; what the parts leave is ``rest``."""
+    parts = [(part, max(0.0, seconds)) for part, seconds in parts]
     whole = max(whole, sum(seconds for _, seconds in parts), 1e-12)
     parts = [*parts, (rest, whole - sum(seconds for _, seconds in parts))]
     shades = _SHADES[: len(parts) - 1] + _REST

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, cast
 
 from lazystore._core.delivery import Delivery
 from lazystore.errors import ClosedError, ConfigError, UnsupportedError
@@ -20,8 +20,9 @@ from lazystore.parallel.arguments import Given, length_of
 from lazystore.parallel.arrivals import Part
 from lazystore.parallel.chunk import Backend, Job
 from lazystore.parallel.cpus import usable_cpus
-from lazystore.parallel.dataset_items import items_of
+from lazystore.parallel.dataset_items import DatasetItems, items_of
 from lazystore.parallel.engine import Engine
+from lazystore.parallel.failures import Failed
 from lazystore.parallel.map_stats import MapStats, progress_of
 from lazystore.parallel.policy import OnError, Policy
 from lazystore.parallel.supply import Supply
@@ -135,15 +136,19 @@ def start_imap(
     initializer: Callable[[], object] | None = None,
     progress: bool | str | None = None,
     ahead: int = 0,
+    first: int = 0,
     done: Sequence[Any] = (),
     done_items: Sequence[Any] = (),
+    dataset: DatasetItems | None = None,
 ) -> Imap:
     """What :func:`imap` does, also from the middle.
 
     Parameters:
         given: the numbers, checked.
         ahead: most items ahead of the consumer; 0: free.
-        done: results (or ``Failed``) of the items before ``data``, which are ``done_items``.
+        first: number of the first item.
+        done: results (or ``Failed``) of the first items, which are ``done_items``; ``data`` is what follows them.
+        dataset: a pass over a dataset that ``data`` comes from, where it was begun already.
     """
     if worker_main.importing_main():
         worker_main.leave_unguarded()
@@ -153,18 +158,21 @@ def start_imap(
         raise ConfigError(f"initializer={initializer!r} cannot be called; give a function without arguments, or None")
     kinds = _kinds(backend, given)
     policy = Policy(on_error)
-    dataset = None if done else items_of(data, ordered=ordered)
+    begun = dataset is not None or bool(done)
+    dataset = dataset if begun else items_of(data, ordered=ordered)
     try:
-        supply = Supply(data if dataset is None else dataset.items(), first=len(done))
+        supply = Supply(data if dataset is None or begun else dataset.items(), first=first + len(done))
     except TypeError as error:
         raise ConfigError(f"data, a {type(data).__name__}, cannot be iterated: {error}") from error
     total = given.total
     if total is None:
         total = dataset.length if dataset is not None else length_of(data, len(done))
+    if total is not None:
+        total += first
     cpus = usable_cpus()
     workers = given.workers
     if not workers and "serial" not in kinds:
-        workers = min(MANY_THREADS, cpus + FEW_THREADS) if kinds == ("thread",) else cpus
+        workers = _workers(backend, kinds, cpus)
     job = Job(func, initializer, given.retries, given.timeout, inner_threads=max(1, cpus // (workers or cpus)))
     stats = MapStats(progress_of(progress, func, total))
     engine = Engine(
@@ -178,8 +186,10 @@ def start_imap(
         ordered=ordered,
         total=total,
         stats=stats,
-        done=Part(0, list(done), done_items, sum(type(each).__name__ == "Failed" for each in done)) if done else None,
+        done=Part(first, list(done), done_items, sum(isinstance(each, Failed) for each in done)) if done else None,
         dataset=dataset,
+        # an initializer would run in that thread and again in this one
+        watch_first=len(kinds) > 1 and "serial" in kinds and total != 1 and initializer is None and not done,
     )
     return Imap(engine, stats, f"{getattr(func, '__qualname__', type(func).__name__)}", total)
 
@@ -197,16 +207,21 @@ def _kinds(backend: object, given: Given) -> tuple[str, ...]:
     if given.timeout is not None:
         if backend == "serial":
             raise ConfigError("timeout= needs workers: an item that runs in the caller cannot be stopped")
-        return (
-            ("process", "thread")
-            if backend == "auto" and not worker_main.serving()
-            else _KINDS[backend][-1:]
-        )
+        return ("process", "thread") if backend == "auto" and not worker_main.serving() else _KINDS[backend][-1:]
     if backend == "auto" and given.workers == 1:
         return ("serial",)
     if backend == "auto" and worker_main.serving():
         return ("serial", "thread")  # the processors are taken by workers like this one
     return _KINDS[backend]
+
+
+def _workers(backend: object, kinds: tuple[str, ...], cpus: int) -> int:
+    """Workers where none but this kind will do and their number was not given."""
+    if kinds == ("executor",):
+        from lazystore.parallel.executor_backend import executor_workers
+
+        return executor_workers(cast("Executor", backend))
+    return min(MANY_THREADS, cpus + FEW_THREADS) if kinds == ("thread",) else cpus
 
 
 def _warm() -> int:

@@ -15,6 +15,7 @@ from lazystore.parallel.profile import DiagnosticProfile
 from lazystore.parallel.wishes import Wishes
 
 if TYPE_CHECKING:
+    from lazystore.parallel.dataset_items import DatasetItems
     from lazystore.parallel.mapper import Imap
 
 __all__ = ["StreamingOptimizationResult", "explanation", "optimize_streaming", "start_part", "start_run"]
@@ -61,9 +62,9 @@ class StreamingOptimizationResult:
         """Run the plan: an iterator over the results, the items that were tried first.
 
         ``func`` is not called again for those items: over plan and run it is called once with each item (retries and
-        workers that die aside). What was asked for explicitly is kept to; what was only planned is where the run
-        starts from, as it goes on measuring: chunks grow and shrink, and a plan that was serial may take workers
-        when items turn out to take longer.
+        workers that die aside). What was asked for is kept to, and so is a planned number of processes. Beyond that
+        the run goes on measuring, as :func:`lazystore.imap` does: chunks grow and shrink, it takes workers when they
+        begin to pay, and turns to others when items are not what the first ones promised.
 
         With data that can be iterated again, a second call is a second run over all of it.
 
@@ -216,10 +217,15 @@ def optimize_streaming(
 def start_run(plan: Plan, who: str, overrides: dict[str, Any]) -> Imap:
     """The plan's function over the plan's data by ``imap``'s engine, results of the samples first."""
     source = plan.source
-    if source.claim(who):
-        items, done = plan.take_head(overrides.get("retries", 0))
-        return start_part(plan, source.rest(), overrides, total=source.total, done=done, done_items=items)
-    return start_part(plan, source.anew(), overrides, total=source.total)
+    if not source.claim(who):
+        return start_part(plan, source.anew(), overrides, total=source.total)
+    try:
+        run = start_part(plan, source.rest(), overrides, total=source.total, head=True, dataset=source.dataset)
+    except BaseException:
+        source.release()  # an argument that cannot work must not cost the samples
+        raise
+    plan.forget_head()
+    return run
 
 
 def start_part(
@@ -228,34 +234,49 @@ def start_part(
     overrides: dict[str, Any],
     *,
     total: int | None,
-    done: list[Any] | None = None,
-    done_items: list[Any] | None = None,
+    head: bool = False,
+    first: int = 0,
+    dataset: DatasetItems | None = None,
 ) -> Imap:
-    """The plan's function over ``items``, behind results that are there already."""
+    """The plan's function over ``items``.
+
+    Parameters:
+        overrides: arguments of ``imap``.
+        total: items in all.
+        head: results of the samples come first; ``items`` are those behind them.
+        first: number of the first item.
+        dataset: what ``items`` come from, where workers can read that themselves.
+    """
     from lazystore.parallel.arguments import Given
     from lazystore.parallel.mapper import start_imap
 
-    wishes = plan.wishes
-    settings: dict[str, Any] = {
-        "n_jobs": wishes.n_jobs,
-        "chunksize": wishes.chunksize,
-        "max_buffer_bytes": wishes.max_buffer_bytes,
-        "backend": wishes.backend,
-        "total": total,
-    }
-    if plan.backend in ("process", "thread") and not plan.samples.threaded and not {"backend", "n_jobs"} & {*overrides}:
-        settings |= {"backend": plan.backend, "n_jobs": plan.forecast.n_jobs}
-    settings |= overrides
-    numbers = {name: settings.pop(name) for name in _NUMBERS if name in settings}
+    settings = _settings(plan, overrides) | {"total": total} | overrides
+    given = Given(**{name: settings.pop(name) for name in _NUMBERS if name in settings})
     return start_imap(
-        wishes.func,
+        plan.wishes.func,
         items,
-        given=Given(**numbers),
-        ahead=wishes.buffer_size or 0,
-        done=done or (),
-        done_items=done_items or (),
+        given=given,
+        ahead=plan.wishes.buffer_size or 0,
+        first=first,
+        done=plan.head(given.retries) if head else (),
+        done_items=plan.source.items if head else (),
+        dataset=dataset,
         **settings,
     )
+
+
+def _settings(plan: Plan, overrides: dict[str, Any]) -> dict[str, Any]:
+    """What the plan says of a run, as arguments of ``imap``."""
+    wishes = plan.wishes
+    asked = {name: getattr(wishes, name) for name in ("n_jobs", "chunksize", "max_buffer_bytes", "backend")}
+    if wishes.backend != "auto" or {"n_jobs", "backend"} & {*overrides}:
+        return asked
+    if not plan.in_processes:
+        return asked | {"backend": plan.backend, "n_jobs": plan.forecast.n_jobs}  # it would try, and warn
+    if plan.backend == "process" and not plan.samples.threaded:
+        # not the backend: the run can still turn to threads, for an item that does not pickle, say
+        return asked | {"n_jobs": plan.forecast.n_jobs}
+    return asked
 
 
 def explanation(plan: Plan, opening: list[str], own_pool: str, own_run: str) -> str:

@@ -17,11 +17,12 @@ from lazystore.parallel.forecast import HETEROGENEOUS, WORTH, Bounds, Costs, For
 from lazystore.parallel.inner_threads import thread_environment
 from lazystore.parallel.machine import available_memory, physical_cores
 from lazystore.parallel.profile import DiagnosticProfile
-from lazystore.parallel.sampling import Samples, Source, call, take_samples
+from lazystore.parallel.sampling import Samples, call, take_samples
+from lazystore.parallel.source import Source
 from lazystore.parallel.tuner import THREAD_S
 from lazystore.parallel.wishes import Wishes
 from lazystore.parallel.worker_costs import assumed_costs, measured_costs, start_method
-from lazystore.parallel.worker_main import in_worker, refuse_import_of_main
+from lazystore.parallel.worker_main import importing_main, leave_unguarded, serving
 
 __all__ = ["Plan", "make_plan"]
 
@@ -44,6 +45,7 @@ class Plan:
         samples: those items.
         forecast: of the way that was chosen.
         backend: "process", "thread", "serial", or the caller's executor.
+        in_processes: whether processes may run it.
         reason: one sentence.
         warnings: what the caller should know before running it.
         profile: all figures.
@@ -54,41 +56,52 @@ class Plan:
     samples: Samples
     forecast: Forecast
     backend: Any
+    in_processes: bool
     reason: str
     warnings: list[str]
     profile: DiagnosticProfile
 
-    def take_head(self, retries: int = 0) -> tuple[list[Any], list[Any]]:
-        """The items that were tried, and their results or failures, to be delivered; they are not kept here.
+    def head(self, retries: int = 0) -> list[Any]:
+        """Results or failures of the items that were tried, which are the source's ``items``.
 
         Parameters:
             retries: times each that failed is tried again first.
         """
-        items, self.source.items = self.source.items, []
-        for trial, item in zip(self.samples.trials, items, strict=True):
-            for _ in range(retries if trial.error is not None else 0):
-                trial.error = None
-                call(self.wishes.func, item, trial)
-                if trial.error is None:
-                    break
-        results = [
+        tried = list(zip(self.samples.trials, self.source.items, strict=True))
+        for trial, item in tried:
+            for _ in range(retries):
+                if trial.error is not None:
+                    trial.error = None
+                    call(self.wishes.func, item, trial)
+        return [
             trial.result if trial.error is None else Failed(trial.error, index, item)
-            for index, (trial, item) in enumerate(zip(self.samples.trials, items, strict=True))
+            for index, (trial, item) in enumerate(tried)
         ]
+
+    def forget_head(self) -> None:
+        """They are delivered by now, or will be; nothing is kept here."""
+        self.source.items = []
         for trial in self.samples.trials:
             trial.result = trial.error = None
-        return items, results
 
 
-def make_plan(wishes: Wishes, data: Any, check: Callable[[DiagnosticProfile], list[str]] | None = None) -> Plan:
+def make_plan(
+    wishes: Wishes,
+    data: Any,
+    check: Callable[[DiagnosticProfile], list[str]] | None = None,
+    *,
+    by_key: bool = True,
+) -> Plan:
     """Take ``wishes.sample_size`` items of ``data``, call ``func`` once with each, and decide.
 
     Parameters:
         check: returns further warnings, given the figures.
+        by_key: workers read data themselves that they can read.
     """
-    refuse_import_of_main()
+    if importing_main():
+        leave_unguarded()
     say: Callable[[str], None] = print if wishes.verbose else _quiet
-    source = Source(data)
+    source = Source(data, ordered=wishes.prefer_ordered is not False, by_key=by_key)
     shared = wishes.backend in ("thread", "serial")
     samples = take_samples(
         source, wishes.func, wishes.sample_size, most_bytes=min(HELD_BYTES, wishes.most_bytes), in_place=shared
@@ -111,7 +124,8 @@ def make_plan(wishes: Wishes, data: Any, check: Callable[[DiagnosticProfile], li
         costs = _costs(wishes, work, bounds, kinds)
     except LazyStoreError as error:
         costs = assumed_costs()
-        warnings.append(f"no worker could be started to be measured, its cost is assumed: {error}")
+        warnings.append(f"worker processes cannot be started here: {error}")
+        kinds = tuple(kind for kind in kinds if kind != "process") or kinds
     for what, seconds, measured in (
         ("the start of a worker", costs.start_s, costs.start_measured),
         ("handling a chunk", costs.chunk_s, costs.chunk_measured),
@@ -124,6 +138,7 @@ def make_plan(wishes: Wishes, data: Any, check: Callable[[DiagnosticProfile], li
         samples,
         chosen,
         backend=wishes.backend if _is_executor(wishes.backend) else chosen.kind,
+        in_processes="process" in kinds,
         reason=_reason(work, chosen, wishes),
         warnings=warnings,
         profile=_profile(samples, work, costs, bounds, chosen),
@@ -157,20 +172,26 @@ def _kinds(wishes: Wishes, samples: Samples) -> tuple[Kind, ...]:
         return ("thread",) if isinstance(backend, ThreadPoolExecutor) else ("process",)
     if backend == "auto":
         # inside a worker the processors are taken by its like
-        return ("serial", "thread") if in_worker() or _stuck(samples) else ("serial", "thread", "process")
+        return ("serial", "thread") if serving() or _stuck(wishes.func, samples) else ("serial", "thread", "process")
     return (backend,)
 
 
-def _stuck(samples: Samples) -> str:
+def _stuck(func: Callable[[Any], Any], samples: Samples) -> str:
     """Why processes are out of the question; not for a function that cloudpickle packs, where that is installed."""
     elsewhere = next((trial.stays for trial in samples.trials if trial.stays), "")
-    return elsewhere or ("" if _has_cloudpickle() else samples.func_stays)
+    return elsewhere or ("" if samples.func_stays and _packs_by_value(func) else samples.func_stays)
 
 
-def _has_cloudpickle() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("cloudpickle") is not None
+def _packs_by_value(func: Callable[[Any], Any]) -> bool:
+    try:
+        import cloudpickle
+    except ImportError:
+        return False  # optional
+    try:
+        cloudpickle.dumps(func)
+    except Exception:  # noqa: BLE001 (whatever a class raises from its pickling, the answer is no)
+        return False
+    return True
 
 
 def _costs(wishes: Wishes, work: Work, bounds: Bounds, kinds: tuple[Kind, ...]) -> Costs:
@@ -196,6 +217,7 @@ def _blind_plan(wishes: Wishes, source: Source, samples: Samples, bounds: Bounds
         samples,
         chosen,
         backend=wishes.backend if _is_executor(wishes.backend) else chosen.kind,
+        in_processes=True,
         reason=_blind_reason(source, samples),
         warnings=warnings,
         profile=DiagnosticProfile(

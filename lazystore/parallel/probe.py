@@ -5,12 +5,14 @@ Every item is run once and its result is delivered; nothing is run for the sake 
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
 from lazystore.parallel.evidence import GilSampler, travel_cost, wait_counter
 from lazystore.parallel.tuner import WORTH, Estimate, Flow, Limits, estimate
+from lazystore.parallel.work_clock import run_delay
 
 __all__ = ["START_COLD_S", "START_WARM_S", "Probe"]
 
@@ -30,8 +32,12 @@ ENOUGH: Final = 10
 #: share of the time the lock is held below which threads run side by side
 FREE_SHARE: Final = 0.4
 
-#: what earlier runs found out about how much of its time a function holds the lock
+#: item time from which the first item is worth watching
+LONG_S: Final = 0.002
+
+#: what earlier runs found out about functions: the share of its time that one holds the lock, and its item time
 _held: weakref.WeakKeyDictionary[Callable[..., Any], float] = weakref.WeakKeyDictionary()
+_took: weakref.WeakKeyDictionary[Callable[..., Any], float] = weakref.WeakKeyDictionary()
 
 
 class Probe:
@@ -59,6 +65,7 @@ class Probe:
         self._held_known = False
         self._count_waits = wait_counter()
         self._waits = self._count_waits()
+        self._delayed = run_delay()
         try:
             self.flow.held_share = _held[func]
             self._held_known = True
@@ -68,11 +75,15 @@ class Probe:
     def account(self, items: int, wall_s: float, served: tuple[int, float, float, float, int]) -> None:
         """A block of items was run: how many, how long that took with the consumer, and what was timed of it."""
         timed, timed_s, cpu_s, longest_s, _ = served
-        waits, self._waits = self._count_waits() - self._waits, self._count_waits()
+        waits, delayed = self._count_waits() - self._waits, run_delay() - self._delayed
+        self.begin()
         if not timed:
             return
+        # what a busy machine added is not the function's
+        own = max(0.05, 1.0 - delayed / wall_s) if wall_s > 0 else 1.0
+        timed_s, longest_s, wall_s = timed_s * own, longest_s * own, wall_s * own
         if waits < items:
-            cpu_s = timed_s  # it never waited: where it did not compute, it was another process's turn
+            cpu_s = timed_s  # it never waited
         run_s = timed_s / timed
         flow = self.flow
         fresh = 1.0 if not self.items else min(1.0, 0.3 + 0.7 * (run_s > 2 * flow.run_s or run_s < 0.5 * flow.run_s))
@@ -84,6 +95,26 @@ class Probe:
             flow.cpu_share += fresh * (min(1.0, cpu_s / timed_s) - flow.cpu_share)
         self.items += items
         self.spent_s += run_s * items
+
+    def begin(self) -> None:
+        """A block of items begins."""
+        self._waits, self._delayed = self._count_waits(), run_delay()
+
+    def remembers(self) -> bool:
+        """Whether an earlier run of this function tells enough to do without looking at the first item alone."""
+        try:
+            return _took[self._func] < LONG_S
+        except (KeyError, TypeError):
+            return False
+
+    def first(self, run_s: float, cpu_share: float) -> None:
+        """What is known of the first item, while it runs or after it."""
+        self.flow.run_s = self.flow.longest_s = run_s
+        self.flow.cpu_share = cpu_share
+        self.spent_s = run_s
+        if self._sampler is None and self._lock_in_question() and cpu_share > 0.3:
+            self._sampler = GilSampler()
+            self._sampler.start()
 
     @property
     def wants_cpu(self) -> bool:
@@ -163,10 +194,8 @@ class Probe:
             return
         self._held_known = True
         self.flow.held_share = share.held
-        try:
+        with contextlib.suppress(TypeError):  # builtins and some callables cannot be remembered
             _held[self._func] = share.held
-        except TypeError:  # builtins and some callables cannot be remembered
-            return
 
     def lock_is_free(self) -> bool:
         """Whether it turned out that threads run side by side."""
@@ -178,3 +207,6 @@ class Probe:
         if self._sampler is not None:
             self._sampler.stop()
             self._sampler = None
+        if self.items:
+            with contextlib.suppress(TypeError):
+                _took[self._func] = self.flow.run_s

@@ -6,6 +6,7 @@ messages look is that of ``transport``.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 from lazystore.errors import LazyStoreError, TransportError, WorkerError
 from lazystore.parallel.chunk import Chunk, Job, Lost, Report
-from lazystore.parallel.packing import Packed, pack, packed_pickle
+from lazystore.parallel.packing import Packed, joined, pack, packed_pickle
 from lazystore.parallel.surroundings import Surroundings
 from lazystore.parallel.transport import Kind, Message
 from lazystore.parallel.worker_main import IDLE_EXIT, UNGUARDED_EXIT, unpack_report
@@ -28,8 +29,10 @@ from lazystore.parallel.worker_pool import POOL, WorkerHandle, warm_workers
 
 __all__ = ["ProcessBackend", "warm_workers"]
 
-#: workers in a row that may end before they are up
+#: workers in a row that may end before they are up: by themselves, and by a signal that others send as well
 STILLBORN = 3
+STILLBORN_BY_SIGNAL = 30
+_FOREIGN = (-signal.SIGKILL, -signal.SIGTERM)
 
 _job_numbers = itertools.count(1)
 
@@ -70,11 +73,11 @@ class ProcessBackend:
         self._trouble: LazyStoreError | None = None
         self._stillborn = 0
         self._started_at = 0.0
-        self._pipe_of_gone = 0
+        self._piped_before = 0
         self._out = 0
         self._work: _Work | None = None
-        self.close: Callable[[], object] = weakref.finalize(self, POOL.give_back, self._crew)
-        self.close.atexit = False  # type: ignore[attr-defined]  # the pool ends all workers at once
+        self._finish = weakref.finalize(self, POOL.give_back, self._crew)
+        self._finish.atexit = False  # the pool ends all workers at once
 
     @property
     def workers(self) -> int:
@@ -82,7 +85,7 @@ class ProcessBackend:
 
     @property
     def through_pipe(self) -> int:
-        return self._pipe_of_gone + sum(handle.channel.through_pipe for handle in self._crew)
+        return self._piped_before + sum(handle.channel.through_pipe for handle in self._crew)
 
     def start(self, workers: int) -> None:
         """Bring up ``workers`` workers in all; returns in about a millisecond each. May be called again with more.
@@ -106,48 +109,51 @@ class ProcessBackend:
         return count
 
     def room(self, depth: int) -> int:
-        return sum(max(0, depth - len(handle.unanswered)) for handle in self._crew)
+        # a large message to a worker at work that shares no memory waits until that work is done
+        return sum(max(0, (depth if handle.channel.bulk else 1) - len(handle.unanswered)) for handle in self._crew)
 
     def submit(self, chunk: Chunk) -> None:
         """Give a chunk to the worker that has least to do; one that is up before one that is not.
 
         Raises:
-            TransportError: an item does not pickle, or workers cannot load the job; nothing was sent.
-            WorkerError: workers cannot be started.
+            TransportError: an item does not pickle; nothing was sent.
         """
         self._check_owner()
         assert self._work is not None
         packed = self._work.packed(chunk)
-        while True:
-            if self._trouble is not None:
-                raise self._trouble
-            handle = min(self._crew, key=_load)
-            if self._send(handle, chunk, packed):
+        # where there is trouble, the next wait tells of it
+        while self._trouble is None:
+            if self._send(min(self._crew, key=_load), chunk, packed):
                 return
 
     def wait(self, timeout: float | None) -> list[Report | Lost]:
         self._check_owner()
-        if not self._events:
-            deadline = math.inf if timeout is None else time.perf_counter() + timeout
-            left = math.inf if timeout is None else timeout
-            while True:
-                self._look(left)
-                if self._events or self._trouble is not None or not self._out:
-                    break
-                left = deadline - time.perf_counter()
-                if left <= 0:
-                    break
-        if self._events:
-            events, self._events = self._events, []
-            return events
+        deadline = math.inf if timeout is None else time.perf_counter() + timeout
+        left = math.inf if timeout is None else timeout
+        while not self._events and self._trouble is None:
+            self._look(left if self._out else min(left, 0.1))  # there may be nothing to wait for
+            left = deadline - time.perf_counter()
+            if not self._out or left <= 0:
+                break
+        events, self._events = self._events, []
         if self._trouble is not None:
-            raise self._trouble
-        return []
+            # what is finished is given out first; what is lost or under way ends here
+            events = [event for event in events if isinstance(event, Report)]
+            if not events:
+                raise self._trouble
+        return events
+
+    def close(self) -> None:
+        """Give the workers up: idle ones stay warm for the next run; those at work have 50 ms, then they are ended.
+
+        May be called again; it is called when this is collected.
+        """
+        self._finish()
 
     def _check_owner(self) -> None:
         if self._pid != os.getpid():
             raise WorkerError("this run belongs to the process that this one was forked from; start a new one here")
-        if not self.close.alive:  # type: ignore[attr-defined]
+        if not self._finish.alive:
             raise WorkerError("this run is closed")
 
     def _fill(self) -> None:
@@ -161,6 +167,7 @@ class ProcessBackend:
                 for fd in (handle.channel.reading, handle.child.sentinel):
                     self._poll.register(fd, select.POLLIN)
                     self._by_fd[fd] = handle
+                self._piped_before -= handle.channel.through_pipe  # of earlier runs
                 if handle.ready:
                     self._note_ready()
 
@@ -176,14 +183,19 @@ class ProcessBackend:
             if handle.job != self._number:
                 handle.channel.send(Kind.JOB, self._number, self._work.for_worker(handle.tag))
                 handle.job = self._number
+                handle.job_at = time.monotonic()
                 handle.tag = self._work.tag or handle.tag
             handle.channel.send(Kind.CHUNK, chunk.number, packed)
-        except ConnectionError:
+        except BrokenPipeError:
+            handle.midway = False
+            self._take(handle)
             self._bury(handle)
             return False
         handle.midway = False
         handle.unanswered[chunk.number] = chunk
         self._out += 1
+        if handle.channel.pending:
+            self._take(handle)
         return True
 
     def _look(self, seconds: float) -> None:
@@ -197,35 +209,58 @@ class ProcessBackend:
             if fd == handle.child.sentinel and handle.child.look() is None:
                 continue  # it was born
             self._take(handle)
+            if not handle.alive():
+                self._take(handle)  # what it sent before it ended
+                self._bury(handle)
 
     def _take(self, handle: WorkerHandle) -> None:
-        self._hear(handle)
-        if not handle.alive():
-            self._hear(handle)  # what it sent before it ended
-            self._bury(handle)
+        """Take what a worker sent."""
+        for message in handle.hear():
+            if message.kind == Kind.REPORT:
+                self._take_report(handle, message)
+            elif message.kind == Kind.HELLO:
+                handle.ready = True
+                self._note_ready()
+            elif message.kind == Kind.AGAIN:
+                self._send_apart(handle, message.number)
+            elif message.kind == Kind.REFUSED:
+                during, reason = message.unpack()
+                self._trouble = _refusal(during, reason)
+                if during == "load":  # the next run may have it; a worker with half an initializer is ended
+                    self._out -= len(handle.unanswered)
+                    handle.unanswered.clear()
 
-    def _hear(self, handle: WorkerHandle) -> None:
+    def _take_report(self, handle: WorkerHandle, message: Message) -> None:
+        chunk = handle.unanswered.get(message.number)
+        if chunk is None:
+            return
+        try:
+            report = unpack_report(message, chunk, handle.number)
+        except EOFError:
+            handle.child.signal(signal.SIGKILL)  # what it sends is damaged
+            return
+        if report is None:
+            self._say(handle, Kind.AGAIN, chunk)
+            return
+        del handle.unanswered[chunk.number]
+        self._out -= 1
+        self._events.append(report)
+
+    def _send_apart(self, handle: WorkerHandle, number: int) -> None:
+        """Send a chunk that the worker could not unpack once more, item by item."""
+        assert self._work is not None
+        chunk = handle.unanswered.get(number)
+        if chunk is not None:
+            self._say(handle, Kind.CHUNK, chunk, self._work.packed_apart(chunk))
+
+    def _say(self, handle: WorkerHandle, kind: Kind, chunk: Chunk, packed: Packed | None = None) -> None:
+        """Tell a worker something about a chunk that it has, and will answer behind the others."""
         handle.midway = True
-        for message in handle.channel.messages():
-            self._heed(handle, message)
+        # BrokenPipeError: it is gone, which will show
+        with contextlib.suppress(BrokenPipeError):
+            handle.channel.send(kind, chunk.number, packed)
         handle.midway = False
-
-    def _heed(self, handle: WorkerHandle, message: Message) -> None:
-        if message.kind == Kind.REPORT:
-            chunk = handle.unanswered.pop(message.number, None)
-            if chunk is not None:
-                self._out -= 1
-                report = unpack_report(message, chunk)
-                report.worker = handle.number
-                self._events.append(report)
-        elif message.kind == Kind.HELLO:
-            handle.ready = True
-            self._note_ready()
-        elif message.kind == Kind.REFUSED:
-            self._trouble = TransportError(
-                f"worker processes cannot load the function: {message.unpack()}; define it, and what it refers to, in "
-                "a module that can be imported, or use backend='thread'"
-            )
+        handle.unanswered[chunk.number] = handle.unanswered.pop(chunk.number)
 
     def _bury(self, handle: WorkerHandle, late_at: int = -1) -> None:
         """A worker is gone, or has to go: its chunks are lost, and another takes its place."""
@@ -233,14 +268,12 @@ class ProcessBackend:
             self._poll.unregister(fd)
             del self._by_fd[fd]
         self._crew.remove(handle)
-        self._pipe_of_gone += handle.channel.through_pipe
+        self._piped_before += handle.channel.through_pipe
         trouble = handle.child.trouble
         code = POOL.bury(handle)
         began = handle.ready and code != IDLE_EXIT
         for chunk in handle.unanswered.values():
-            self._events.append(
-                Lost(chunk, began, code, late_at) if began else Lost(chunk, began=False, exit_code=code)
-            )
+            self._events.append(Lost(chunk, began, code, late_at if _within(late_at, chunk) else -1))
             began = False
             self._out -= 1
         handle.unanswered.clear()
@@ -252,9 +285,9 @@ class ProcessBackend:
             )
         elif not handle.ready:
             self._stillborn += 1
-            if self._stillborn >= STILLBORN:
+            if self._stillborn >= (STILLBORN_BY_SIGNAL if code in _FOREIGN else STILLBORN):
                 self._trouble = WorkerError(
-                    f"{STILLBORN} worker processes ended before they were up, the last one by {_way(code)}"
+                    f"{self._stillborn} worker processes ended before they were up, the last one by {_way(code)}"
                     f"{': ' * bool(trouble)}{trouble}; what they said is on stderr"
                 )
         if self._trouble is None:
@@ -273,17 +306,15 @@ class ProcessBackend:
             if not handle.unanswered:
                 continue
             index, since = handle.channel.progress()
-            if index < 0:
-                continue
+            if since < handle.job_at or not any(_within(index, chunk) for chunk in handle.unanswered.values()):
+                continue  # it tells of the past
             left = since + timeout - now
             if left > 0:
                 soonest = min(soonest, left)
                 continue
             handle.child.signal(signal.SIGKILL)
-            self._hear(handle)
-            chunk = next(iter(handle.unanswered.values()), None)
-            here = chunk is not None and chunk.first <= index < chunk.first + len(chunk.items)
-            self._bury(handle, index if here else -1)
+            self._take(handle)
+            self._bury(handle, index)
             soonest = 0.0
         return soonest
 
@@ -344,13 +375,18 @@ class _Work:
         """
         try:
             return self._pack((chunk.number, chunk.first, chunk.items, chunk.limit_s, chunk.limit_bytes))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (classes may raise anything)
             index, cause = self._culprit(chunk, error)
             raise TransportError(
                 f"item {index}, a {type(chunk.items[index - chunk.first]).__name__}, cannot be sent to worker "
                 f"processes: {type(cause).__name__}: {cause}; give items that pickle (paths rather than open files), "
                 "or use backend='thread'"
             ) from cause
+
+    def packed_apart(self, chunk: Chunk) -> Packed:
+        """The same, with every item a part of its own."""
+        head = pack((chunk.number, chunk.first, None, chunk.limit_s, chunk.limit_bytes))
+        return joined([head, *map(self._pack, chunk.items)])
 
     def _pack(self, value: object) -> Packed:
         try:
@@ -387,8 +423,21 @@ def _by_value(value: object) -> bytes:
     return bytes(cloudpickle.dumps(value, pickle.HIGHEST_PROTOCOL))
 
 
+def _within(index: int, chunk: Chunk) -> bool:
+    return chunk.first <= index < chunk.first + len(chunk.items)
+
+
 def _load(handle: WorkerHandle) -> tuple[int, bool]:
     return len(handle.unanswered), not handle.ready
+
+
+def _refusal(during: str, reason: str) -> TransportError | WorkerError:
+    if during == "initializer":
+        return WorkerError(f"the initializer failed in a worker process: {reason}")
+    return TransportError(
+        f"worker processes cannot load the function: {reason}; define it, and what it refers to, in a module that can "
+        "be imported, or use backend='thread'"
+    )
 
 
 def _name(func: Callable[..., Any]) -> str:

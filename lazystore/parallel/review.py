@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from lazystore.parallel.tuner import WORTH, Flow
+from lazystore.parallel.work_clock import run_delay
 
 if TYPE_CHECKING:
     from lazystore.parallel.fleet import Fleet
@@ -31,11 +32,12 @@ class Review:
         self._items = 0
         self._done_s = 0.0
         self._source_s = -1.0
-        self._pause_until = 0.0
+        self._delay_s = run_delay()
+        self._hopeless_s = 0.0
 
-    def pauses(self, now: float) -> bool:
-        """Whether it is too early to try workers again."""
-        return now < self._pause_until
+    def hopeless(self, flow: Flow) -> bool:
+        """Whether workers were found not to pay for items like these."""
+        return 0.25 * self._hopeless_s < flow.run_s < 4.0 * self._hopeless_s
 
     def look(self, now: float, fleet: Fleet, flow: Flow, source_s: float) -> Literal["serial", "process", ""]:
         """What would be better than the present workers; "" when nothing is."""
@@ -49,13 +51,15 @@ class Review:
         item_s = max(elapsed_s - elsewhere_s, 0.0) / items
         run_s = (fleet.done_s - self._done_s) / items
         bound = elsewhere_s > 0.7 * elapsed_s
+        delay_s, self._delay_s = run_delay() - self._delay_s, run_delay()
         self._began, self._items, self._done_s = now, fleet.done_items, fleet.done_s
         self._source_s, self.away_s = source_s, 0.0
-        if bound:  # by the consumer or the source: nothing the workers could do about it
+        if bound or delay_s > 0.1 * elapsed_s:
+            # by the consumer or the source: nothing the workers could do about it; or by a machine too busy to tell
             return ""
         if fleet.backend.kind == "thread" and flow.cpu_share > 0.5 and self._alone_s < WORTH * item_s:
             return "process"
         if fleet.backend.kind == "process" and item_s > run_s:
-            self._pause_until = now + 1.0
+            self._hopeless_s = run_s
             return "serial"
         return ""

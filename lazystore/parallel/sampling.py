@@ -1,26 +1,25 @@
-"""The first items of any data, tried once each in the caller, with nothing lost for whoever goes on from there.
+"""The first items of some data, tried once each in the caller: what they take, and what travelling would cost.
 
 No decisions: what was measured is turned into numbers here (:meth:`Samples.work`) and into a plan in ``planning``.
 """
 
 from __future__ import annotations
 
-import operator
 import pickle
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Set, ValuesView
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lazystore.errors import ConfigError
 from lazystore.parallel.evidence import CallClock, CallTimes, GilSampler, GilShare
 from lazystore.parallel.forecast import Work
 from lazystore.parallel.inner_threads import has_inner_threads, native_threads
+from lazystore.parallel.source import Source
 
-__all__ = ["Samples", "Source", "Trial", "call", "take_samples"]
+__all__ = ["Samples", "Trial", "call", "take_samples"]
 
 #: seconds spent on waiting for the source, and seconds in ``func``, after which no further sample is begun
 WAIT_S: Final = 1.0
@@ -32,162 +31,12 @@ WARM_UP: Final = 3.0
 #: a call from which on it is worth to watch who holds the interpreter's lock, and looks that say something
 WATCH_S: Final = 0.001
 ENOUGH_LOOKS: Final = 4
+#: share of the time watched that must have been the call itself
+MOSTLY: Final = 0.75
 #: samples before that
 UNWATCHED: Final = 2
 #: calls shorter than this compute, for all that clocks can tell
 FINE_S: Final = 20e-6
-
-
-class Source:
-    """Data of any kind, of which the first items are taken and stay part of it.
-
-    Iterated exactly once for the samples. Who comes first, ``.imap()`` or the caller's own loop over ``data``, goes
-    on with that same iterator; who comes later begins anew where the data can be begun anew.
-
-    Parameters:
-        given: what the caller handed over.
-
-    Raises:
-        ConfigError: it cannot be iterated.
-    """
-
-    def __init__(self, given: Any) -> None:
-        try:
-            self._iterator: Iterator[Any] = iter(given)
-        except TypeError as error:
-            raise ConfigError(
-                f"data={_brief(given)} cannot be iterated; give a list, a generator, a dataset"
-            ) from error
-        self._given = given
-        self._by = ""
-        self._once = self._iterator is given
-        self.items: list[Any] = []
-        self.error: Exception | None = None
-        self.ended = False
-        self._total = _length(given)
-        # What can surely be begun anew is handed back as it is. Of anything else that is iterable (a progress bar
-        # around a generator, say) only the first pass is certain, so that one pass goes on from the samples.
-        anew = not self._once and (hasattr(given, "__getitem__") or isinstance(given, (Set, ValuesView)))
-        self.keeps_items = not anew
-        self.data: Any = given if anew else _whole(self, self._once, self._total)
-
-    @property
-    def total(self) -> int | None:
-        """Items in all, as far as the data says or sampling has seen the end."""
-        return len(self.items) if self.ended else self._total
-
-    def pull(self) -> bool:
-        """Take one more item to ``items``; False at the end, or where the source raised (kept in ``error``)."""
-        try:
-            self.items.append(next(self._iterator))
-        except StopIteration:
-            self.ended = True
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is raised in its place by who goes on)
-            self.error, self.ended = error, True
-        else:
-            return True
-        return False
-
-    def claim(self, who: str) -> bool:
-        """Whether ``who`` goes on from the samples; False: they are gone, and the data is begun anew.
-
-        Raises:
-            ConfigError: the data can be iterated only once, and another has begun.
-        """
-        if not self._by:
-            self._by = who
-            return True
-        if self._once:
-            raise ConfigError(
-                f"{who}: the data is a {type(self._given).__name__}, which can be iterated only once, and "
-                f"{self._by} has begun to; make a new one and a new plan"
-            )
-        return False
-
-    def rest(self) -> Iterator[Any]:
-        """What comes behind the samples; raises what the source raised, in its place."""
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
-        if not self.ended:
-            yield from self._iterator
-
-    def anew(self) -> Iterator[Any]:
-        return iter(self._given)
-
-
-class _Whole:
-    """Items taken as samples, then the rest; begun anew at every further ``iter``."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __iter__(self) -> Iterator[Any]:
-        if not self._source.claim("result.data"):
-            return self._source.anew()
-        return _all_items(self._source)
-
-
-class _SizedWhole(_Whole):
-    def __init__(self, source: Source, total: int) -> None:
-        super().__init__(source)
-        self._total = total
-
-    def __len__(self) -> int:
-        return self._total
-
-
-class _Remainder:
-    """An iterator over the items taken as samples and then over the rest of an iterator."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._items: Iterator[Any] | None = None
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self._items is None:
-            self._source.claim("result.data")
-            self._items = _all_items(self._source)
-        return next(self._items)
-
-
-class _SizedRemainder(_Remainder):
-    def __init__(self, source: Source, total: int) -> None:
-        super().__init__(source)
-        self._left = total
-
-    def __next__(self) -> Any:
-        item = super().__next__()
-        self._left = max(0, self._left - 1)
-        return item
-
-    def __len__(self) -> int:
-        return self._left
-
-
-def _whole(source: Source, once: bool, total: int | None) -> Any:
-    if once:
-        return _Remainder(source) if total is None else _SizedRemainder(source, total)
-    return _Whole(source) if total is None else _SizedWhole(source, total)
-
-
-def _all_items(source: Source) -> Iterator[Any]:
-    taken = source.items
-    while taken:
-        yield taken.pop(0)  # not kept: it may be large
-    yield from source.rest()
-
-
-def _length(given: Any) -> int | None:
-    """Items the data says it has; a hint, never relied upon."""
-    try:
-        found = operator.length_hint(given, -1)
-    except Exception:  # noqa: BLE001 (a length that cannot be had is no reason not to run)
-        return None
-    return found if found >= 0 else None
 
 
 @dataclass(slots=True)
@@ -200,6 +49,7 @@ class Trial:
         run_s, times: in ``func``, by the clock; and all clocks.
         never_waited: the thread did not once give up its processor, so all of ``run_s`` was computing, or being
             kept from it by others.
+        lock: who held the interpreter's lock meanwhile, where that was watched.
         source_s: until the source gave the item.
         pack_in_s, unpack_in_s, in_bytes: of the item's pickle; None where it was not, or could not be, pickled.
         pack_out_s, unpack_out_s, out_bytes: of the result's.
@@ -211,6 +61,7 @@ class Trial:
     run_s: float = 0.0
     times: CallTimes = field(default_factory=CallTimes)
     never_waited: bool = False
+    lock: GilShare | None = None
     source_s: float = 0.0
     pack_in_s: float | None = None
     unpack_in_s: float | None = None
@@ -234,7 +85,6 @@ class Samples:
         trials: in the order of the data.
         asked: samples that were wanted.
         stopped: why there are fewer; "" otherwise.
-        lock: how much of the time the interpreter's lock was held; None where it was too short to tell.
         threads_started: threads the process has more than before.
         func_stays: why ``func`` itself cannot be pickled; "": it can.
     """
@@ -243,7 +93,6 @@ class Samples:
     asked: int = 0
     stopped: str = ""
     func_stays: str = ""
-    lock: GilShare | None = None
     threads_started: int = 0
 
     @property
@@ -277,9 +126,20 @@ class Samples:
     @property
     def held(self) -> float | None:
         """How much of the time in ``func`` the interpreter's lock was held; None where that is not known."""
-        if self.lock is None or (self.lock.samples < ENOUGH_LOOKS and not self.lock.free_threaded):
+        # A call that was kept from its processor by other programs may have been kept from the lock as well.
+        own = MOSTLY * self._computing
+        watched = [
+            (trial.run_s, trial.lock)
+            for trial in self.trials
+            if trial.lock is not None and trial.times.thread_s > own * trial.run_s
+        ]
+        if any(lock.free_threaded for _, lock in watched):
+            return 0.0
+        if sum(lock.samples for _, lock in watched) < ENOUGH_LOOKS:
             return None
-        return self.lock.held
+        return sum(run_s * lock.held for run_s, lock in watched if lock.samples) / sum(
+            run_s for run_s, lock in watched if lock.samples
+        )
 
     @property
     def threaded(self) -> bool:
@@ -297,10 +157,15 @@ class Samples:
         times = self.times
         if not times.wall_s or times.wall_s < FINE_S * times.count:
             return 1.0
+        share = min(1.0, max(self._computing, self.held or 0.0))
+        return max(share, times.process_s / times.wall_s) if self.threaded else share
+
+    @property
+    def _computing(self) -> float:
+        """Share of the time the thread was computing, or ready to, in samples where nobody watched the lock."""
         alone = self.trials[:UNWATCHED]
         computing = sum(each.run_s if each.never_waited else each.times.thread_s for each in alone)
-        share = min(1.0, max(computing / sum(each.run_s for each in alone), self.held or 0.0))
-        return max(share, times.process_s / times.wall_s) if self.threaded else share
+        return min(1.0, computing / max(sum(each.run_s for each in alone), 1e-9))
 
     def work(self, total: int | None) -> Work:
         """The numbers, means over the samples that worked; there must be one."""
@@ -337,26 +202,19 @@ def take_samples(
     """
     samples = Samples(asked=count, func_stays=_unpicklable("func", func))
     threads = native_threads()
-    sampler: GilSampler | None = None
     held = 0
-    try:
-        while len(samples.trials) < count and not samples.stopped:
-            began = time.perf_counter()
-            if not source.pull():
-                samples.stopped = "the source raised an error" if source.error is not None else "the data ended"
-                break
-            trial = Trial(source_s=time.perf_counter() - began)
-            item = source.items[-1] if in_place else _copy(source.items[-1], trial)
-            if sampler is None and len(samples.trials) >= UNWATCHED and samples.trials[-1].run_s > WATCH_S:
-                sampler = GilSampler()
-                sampler.start()
-            call(func, item, trial)
-            samples.trials.append(trial)
-            held += _weight(trial.result) + (_weight(item, trial.in_bytes) if source.keeps_items else 0)
-            samples.stopped = _enough(samples, held, most_bytes)
-    finally:
-        if sampler is not None:
-            samples.lock = sampler.stop()
+    while len(samples.trials) < count and not samples.stopped:
+        began = time.perf_counter()
+        if not source.pull():
+            samples.stopped = "the source raised an error" if source.error is not None else "the data ended"
+            break
+        trial = Trial(source_s=time.perf_counter() - began)
+        item = source.items[-1] if in_place else _copy(source.items[-1], trial)
+        watch = len(samples.trials) >= UNWATCHED and samples.trials[-1].run_s > WATCH_S
+        (_watched_call if watch else call)(func, item, trial)
+        samples.trials.append(trial)
+        held += _weight(trial.result) + (_weight(item, trial.in_bytes) if source.keeps_items else 0)
+        samples.stopped = _enough(samples, held, most_bytes)
     samples.threads_started = max(0, native_threads() - threads)
     _weigh_results(samples)
     return samples
@@ -408,6 +266,20 @@ def call(func: Callable[[Any], Any], item: Any, trial: Trial) -> None:
     trial.never_waited = waits is not None and waits == _waits()
 
 
+def _watched_call(func: Callable[[Any], Any], item: Any, trial: Trial) -> None:
+    """:func:`call`, with an eye on the interpreter's lock."""
+    sampler = GilSampler()
+    began = time.perf_counter()
+    sampler.start()
+    try:
+        call(func, item, trial)
+    finally:
+        took = time.perf_counter() - began
+        lock = sampler.stop()
+    if trial.run_s > MOSTLY * took:  # else looks may have been taken while something else ran
+        trial.lock = lock
+
+
 def _waits() -> int | None:
     """How often this thread has given up its processor to wait; None where the system does not say."""
     if not hasattr(resource, "RUSAGE_THREAD"):
@@ -457,7 +329,3 @@ def _median(values: list[float | None]) -> float:
 def _mean(values: list[int | None]) -> float:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else 0.0
-
-
-def _brief(value: object) -> str:
-    return f"a {type(value).__name__}" if value is not None else "None"

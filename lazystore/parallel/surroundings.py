@@ -26,7 +26,7 @@ class Surroundings:
         arguments: ``sys.argv``.
         variables: ``os.environ``.
         main: how the caller's ``__main__`` can be imported: ("name", module), ("path", file), or ("", "") where it
-            cannot (an interactive session, ``python -c``, a notebook).
+            cannot (an interactive session, ``python -c``, a notebook, a ``__main__.py``).
     """
 
     directory: str
@@ -82,7 +82,8 @@ def _main_module() -> tuple[str, str]:
     main = sys.modules.get("__main__")
     name = getattr(getattr(main, "__spec__", None), "name", None)
     if isinstance(name, str):
-        return "name", name
+        # a package's or directory's __main__.py runs its program whoever imports it, so spawn leaves it alone
+        return ("", "") if name.rpartition(".")[2] == "__main__" else ("name", name)
     file = getattr(main, "__file__", None)
     if isinstance(file, str):
         path = os.path.abspath(file) if os.path.isabs(file) or _directory() else file

@@ -16,7 +16,7 @@ from lazystore.errors import ConfigError, ItemTimeoutError, WorkerError
 from lazystore.parallel.chunk_run import weigh
 from lazystore.parallel.failures import Failed
 from lazystore.parallel.map_stats import MapStats, progress_of
-from lazystore.parallel.mapper import _Arguments, _length
+from lazystore.parallel.arguments import Given, length_of
 from lazystore.parallel.policy import OnError, Policy
 
 __all__ = ["TaskWindow"]
@@ -62,7 +62,7 @@ class TaskWindow:
         if backend != "auto" or chunksize is not None:
             wrong = f"backend={backend!r}" if backend != "auto" else f"chunksize={chunksize!r}"
             raise ConfigError(f"{wrong} has no meaning for an async function, which runs as tasks of the event loop")
-        given = _Arguments(n_jobs, None, max_buffer_bytes, retries, timeout, total)
+        given = Given(n_jobs, None, max_buffer_bytes, retries, timeout, total)
         self._func = func
         self._ordered = ordered
         self._most = given.workers or TASKS
@@ -79,7 +79,7 @@ class TaskWindow:
             self._pull = self._take_item
         self._turn = asyncio.Lock()
         if given.total is None and isinstance(data, Iterable):
-            given.total = _length(data, 0)
+            given.total = length_of(data, 0)
         self.stats = MapStats(progress_of(progress, func, given.total))
         self._running: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.Future[None] | None = None

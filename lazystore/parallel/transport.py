@@ -4,10 +4,10 @@ Knows bytes and file descriptors; what a value looks like as bytes is ``packing`
 ``worker_main``.
 
 Large messages (over ``INLINE`` bytes) lie in slots of a file made by ``memfd_create`` (Linux), which both sides write
-and read: nothing is mapped, nothing has a name. A slot is used again only after the other side said, in a
-message's head, that it took what lay there; so no number of messages in flight is unsafe, and with one or two in flight
-one or two slots are used, whose pages stay warm. All other bytes go through the pipes. Two messages of each side fit
-into a pipe of the usual 64 KiB, so that a worker with two chunks never waits for the caller to read.
+and read: nothing is mapped, nothing has a name. A slot is used again only after the other side said, in a message's
+head, that it took what lay there; so no number of messages in flight is unsafe, and with one or two in flight each side
+uses one or two slots, whose pages stay warm. All other bytes go through the pipes. Two messages of each side fit into a
+pipe of the usual 64 KiB, so that a worker with two chunks never waits for the caller to read.
 
 Without such a file (macOS, or it cannot be made) ``Channel.bulk`` is False and large messages go through the pipes. A
 worker then waits while the caller does not read. The caller does while a worker that is given a large message is at
@@ -179,7 +179,7 @@ class Channel:
     Parameters:
         reading, writing: pipe ends; owned, like ``store``.
         store: the file that both sides share; -1: none.
-        drains: while a message cannot be written, read what the other side says: of two sides one must do so.
+        drains: this is the caller's side: while a message cannot be written, it reads what the other side says.
 
     Attributes:
         reading: what to wait for until it can be read; -1 when closed.
@@ -219,6 +219,11 @@ class Channel:
     def bulk(self) -> bool:
         """Whether large messages go through the file, so that sending them never waits for the other side."""
         return self._store >= 0 and self._room == float("inf")
+
+    @property
+    def pending(self) -> bool:
+        """Whether :meth:`messages` has something although the pipe may be empty: what came while something was sent."""
+        return bool(self._inbox)
 
     def send(self, kind: Kind, number: int = 0, packed: Packed | None = None, meta: bytes = b"") -> None:
         """Send a message.
@@ -286,10 +291,8 @@ class Channel:
         data = os.pread(self._store, _PROGRESS.size, 0)
         while data != (again := os.pread(self._store, _PROGRESS.size, 0)):  # it might be half written
             data = again
-        if len(data) < _PROGRESS.size:
-            return -1, 0.0
-        index, since = _PROGRESS.unpack(data)
-        return index, since
+        index, since = _PROGRESS.unpack(data) if len(data) == _PROGRESS.size else (-1, 0.0)
+        return (index, since) if since else (-1, 0.0)  # zeros: nothing was noted, but slots behind are in use
 
     def trim(self) -> None:
         """Give the file's memory back. Only between runs, when nothing is on its way."""
@@ -310,7 +313,8 @@ class Channel:
 
     def _stage(self, pieces: Sequence[Buffer], nbytes: int) -> int:
         """Write a large message into a slot; -1 if that cannot be."""
-        slot = next((slot for slot in range(_MOST_SLOTS) if slot not in self._lent), -1)
+        # the caller has the even ones, the worker the odd ones
+        slot = next((slot for slot in range(not self._drains, _MOST_SLOTS, 2) if slot not in self._lent), -1)
         if slot < 0 or self._store < 0 or nbytes >= self._room:
             return -1
         begin = _SLOT * (slot + 1)
@@ -382,6 +386,7 @@ class Channel:
                     self._progress = _PROGRESS.unpack(meta)
                 else:
                     self._inbox.append(message)
+                del message, parts, dropped  # while it waits, nothing is held
 
     def _have(self, count: int) -> Generator[bool, None, None]:
         """Read until the buffer holds so many bytes that were not looked at."""

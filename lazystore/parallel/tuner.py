@@ -165,10 +165,13 @@ def estimate(flow: Flow, limits: Limits, kind: Kind) -> Estimate:
     return Estimate(kind, workers, item_s, serial_s / item_s)
 
 
-def serial_block(flow: Flow, waiting_s: float = BLOCK_S) -> int:
+def serial_block(flow: Flow, limits: Limits, waiting_s: float = BLOCK_S) -> int:
     """Items the caller takes from the source in one go while it is serial."""
     each = flow.run_s + flow.source_s
-    return max(1, min(512, int(waiting_s / each))) if each > 0 else 512
+    items = min(512.0, waiting_s / each) if each > 0 else 512.0
+    if flow.in_bytes:
+        items = min(items, limits.bytes / flow.in_bytes)
+    return max(1, min(int(items), limits.ahead or 512))
 
 
 def chunk_items(

@@ -19,8 +19,6 @@ __all__ = ["assumed_costs", "measured_costs", "start_method"]
 START_S: Final = {"fork": 0.010, "forkserver": 0.055, "spawn": 0.050}
 #: seconds that handling a chunk takes, both ends together
 CHUNK_S: Final = 100e-6
-#: a start quicker than this was none: the worker was warm
-COLD_S: Final = 0.005
 #: most seconds to wait for a worker, to spend on round trips, and most round trips
 PATIENCE_S: Final = 0.12
 TRIPS_S: Final = 0.01
@@ -58,6 +56,7 @@ def measured_costs(make_backend: Callable[[Job], Backend], *, start: bool, chunk
     try:
         began = time.perf_counter()
         backend.start(1)
+        warm = backend.ready() > 0
         answered = _round_trip(backend, 0, PATIENCE_S)
         took = time.perf_counter() - began
         trips = _round_trips(backend) if answered and chunks else []
@@ -65,7 +64,7 @@ def measured_costs(make_backend: Callable[[Job], Backend], *, start: bool, chunk
         backend.close()
     if not answered:
         return Costs(max(took, assumed.start_s), CHUNK_S)
-    if took > COLD_S:
+    if not warm:
         _cold_start_s = took
     known = start and _cold_start_s is not None
     return Costs(

@@ -106,6 +106,9 @@ def main(channel: Channel, number: int, idle_s: float = IDLE_S) -> None:
     global _serving
     _serving = True
     here = os.getpid()
+    if getattr(sys.modules["__main__"], "__spec__", None) is None:
+        # or Python 3.11 warns on stderr where an error names the module: no function of the caller's is there
+        sys.modules["__main__"].__loader__ = None
     os.register_at_fork(after_in_child=channel.close)  # what functions fork does not keep the way to the caller open
     try:
         _Worker(channel, number).serve(idle_s)
@@ -170,6 +173,7 @@ class _Worker:
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def _take_job(self, message: Message) -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or, if the last job ignored it, nothing can be waited for
         self._job = None
         self._kept.clear()
         self._mean = self._send_s = 0.0
@@ -230,7 +234,10 @@ class _Worker:
             # one of them does not pickle: the others must not suffer
             with contextlib.suppress(Exception):
                 packed = self._pack(ran.results)
-                self._kept.append((number, ran, first, items))
+        if packed is not None and packed.nbytes >= APART * len(ran.results):
+            packed = None  # larger than they looked
+        if packed is not None:
+            self._kept.append((number, ran, first, items))
         if packed is None:
             apart, packed = True, self._packed_apart(ran, first, items)
         self._mean = packed.nbytes / len(ran.results)

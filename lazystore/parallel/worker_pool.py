@@ -24,10 +24,11 @@ from lazystore.parallel.launch import (
     Child,
     ForkServer,
     has_fork_server,
+    leave_all,
     refuse_where_processes_are_forbidden,
     start_interpreter,
 )
-from lazystore.parallel.transport import Channel, Kind, open_channel
+from lazystore.parallel.transport import Channel, Kind, Message, open_channel
 
 __all__ = ["POOL", "WorkerHandle", "WorkerPool", "warm_workers"]
 
@@ -57,12 +58,18 @@ class WorkerHandle:
         ready: whether it said that it is up.
         tag: names the initializer that it ran; b"" for none.
         job: the job it was told last; -1 for none.
+        job_at: when (``time.monotonic``).
         unanswered: chunks it has, the one that runs first.
         midway: a message is being sent or taken; if it stays so, that was interrupted and the worker is of no more use.
         idle_since: when it was given back (``time.monotonic``).
+        tracked: whether it knows the resource tracker of this process.
     """
 
-    __slots__ = ("channel", "child", "idle_since", "job", "midway", "number", "ready", "tag", "tracked", "unanswered")
+    # fmt: off
+    __slots__ = (
+        "channel", "child", "idle_since", "job", "job_at", "midway", "number", "ready", "tag", "tracked", "unanswered"
+    )
+    # fmt: on
 
     def __init__(self, number: int, child: Child, channel: Channel) -> None:
         self.number = number
@@ -71,6 +78,7 @@ class WorkerHandle:
         self.ready = False
         self.tag = b""
         self.job = -1
+        self.job_at = 0.0
         self.unanswered: dict[int, Chunk] = {}
         self.midway = False
         self.idle_since = time.monotonic()
@@ -83,14 +91,20 @@ class WorkerHandle:
         """Whether the next run may have it."""
         return self.alive() and not self.midway and not self.unanswered
 
+    def hear(self) -> list[Message]:
+        """What it sent, without waiting."""
+        self.midway = True
+        messages = self.channel.messages()
+        self.midway = False
+        return messages
+
     def skip(self) -> None:
         """Take what it sent, and drop it."""
-        self.midway = True
-        for message in self.channel.messages():
+        for message in self.hear():
             if message.kind == Kind.HELLO:
                 self.ready = True
-            self.unanswered.pop(message.number, None)
-        self.midway = False
+            elif message.kind in (Kind.REPORT, Kind.AGAIN):
+                self.unanswered.pop(message.number, None)
 
     def close(self) -> None:
         """Close the way to it: an idle worker ends, one at work when it next answers. May be called again."""
@@ -102,7 +116,8 @@ class WorkerPool:
     """The worker processes of this process.
 
     Safe to use from several threads. In a child of ``fork`` it starts empty. Workers end with the interpreter, without
-    being waited for, and when this process is killed.
+    being waited for, and when this process is killed. The fork server they come from stays as long as this process: an
+    interpreter with lazystore's modules (and numpy, if this process has it), whose memory workers share.
     """
 
     def __init__(self) -> None:
@@ -148,7 +163,7 @@ class WorkerPool:
     def give_back(self, crew: list[WorkerHandle]) -> None:
         """Take workers back and empty the crew.
 
-        Those at work have 50 ms to finish; then they are ended, which takes half a second at most, usually a millisecond.
+        Those at work have 50 ms to finish; then they are ended: at most half a second more, usually a millisecond.
         """
         with self._lock:
             crew[:] = [handle for handle in crew if handle in self._all]  # after a fork they are the parent's
@@ -159,6 +174,7 @@ class WorkerPool:
                 kept = [handle for handle in crew if handle.usable()]
                 ended = [handle for handle in crew if handle not in kept]
                 for handle in kept:
+                    handle.channel.trim()
                     handle.idle_since = time.monotonic()
                 self._idle += kept
                 crew.clear()
@@ -200,6 +216,7 @@ class WorkerPool:
             self._server = None
         self._all.clear()
         self._idle.clear()
+        leave_all()
 
     def _sweep(self) -> None:
         """Let go of idle workers that ended or would end soon, or that lack what new ones have."""
@@ -218,7 +235,10 @@ class WorkerPool:
             atexit.register(self.end_all)
             os.register_at_fork(after_in_child=self.forget)
             self._registered = True
-        channel, fds = open_channel()
+        try:
+            channel, fds = open_channel()
+        except OSError as error:
+            raise WorkerError(f"no pipes for another worker process: {error}; raise the limit (ulimit -n)") from error
         try:
             number = next(self._numbers)
             child = self._child(number, fds, os.environ | thread_environment(inner_threads))

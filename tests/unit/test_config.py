@@ -97,6 +97,29 @@ def test_the_files_of_this_machine_are_looked_at_without_error() -> None:
     assert all(path.startswith("/sys/fs/cgroup") for path in config._cgroup_limit_files())
 
 
+def test_limits_of_all_groups_above_are_looked_at() -> None:
+    folders = config.parse_cgroups("0::/user.slice/job 7/step\n", "cpu")
+    root = "/sys/fs/cgroup"
+    assert folders == [
+        root,
+        f"{root}/cpu",
+        f"{root}/user.slice",
+        f"{root}/user.slice/job 7",
+        f"{root}/user.slice/job 7/step",
+    ]
+
+
+def test_of_v1_only_the_hierarchy_of_the_cpu_controller_counts() -> None:
+    folders = config.parse_cgroups("9:memory:/a\n5:cpu,cpuacct:/docker/b\n4:cpuset:/c\n1:name=systemd:/d\n", "cpu")
+    assert folders[2:] == ["/sys/fs/cgroup/cpu/docker", "/sys/fs/cgroup/cpu/docker/b"]
+
+
+def test_a_group_outside_of_what_a_container_sees_is_not_followed_upwards() -> None:
+    assert config.parse_cgroups("0::/../other\n", "cpu")[2:] == ["/sys/fs/cgroup/other"]
+    assert config.parse_cgroups("", "cpu") == ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu"]
+    assert config.parse_cgroups("garbage\n0\n::\n", "cpu") == ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu"]
+
+
 # -- StreamingConfig ------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from lazystore.fetch.options import is_local, local_path
 from lazystore.formats.chunk_files import open_folder
 from lazystore.formats.write_settings import Encrypting, write_settings
 from lazystore.formats.writer import means_tokens
+from lazystore.parallel.cpus import usable_cpus
 from lazystore.parallel.writing.checkpoint import Checkpoint, fingerprint
 from lazystore.parallel.writing.crew import CallingThread, Crew, ExecutorCrew
 from lazystore.parallel.writing.cutting import Cutter
@@ -150,15 +151,10 @@ def _nothing(count: int) -> None:
 def _workers(num_workers: int | None, executor: Executor | None) -> int:
     if num_workers is None:
         own = getattr(executor, "_max_workers", None)  # as both of the standard library call it
-        return own if isinstance(own, int) and own > 0 else _cpus()
+        return own if isinstance(own, int) and own > 0 else usable_cpus()
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
         raise ConfigError(f"{num_workers=} must be 0 or more")
     return num_workers
-
-
-def _cpus() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _crew(job: Job, executor: Executor | None, workers: int) -> Crew:

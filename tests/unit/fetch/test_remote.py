@@ -248,7 +248,7 @@ def test_every_byte_is_right_when_one_request_in_three_goes_wrong(
     source = open_kind(kind)
     source.run(scattered(objects, 20, seed=99), timeout=60)  # latencies are known from here on
     faultless.configure(faults=Faults(error_503=0.1, cut=0.1, stall=0.1, seed=5))
-    reads = [*scattered(objects, 150), read_of("big.bin", 0, len(objects["big.bin"]))]
+    reads = [*scattered(objects, 100), read_of("big.bin", 0, len(objects["big.bin"]))]
     source.run(reads, timeout=120)
     check(reads, objects)
     injected = faultless.stats()["faults"]

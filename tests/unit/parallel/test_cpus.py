@@ -42,30 +42,8 @@ def test_a_v1_quota_of_minus_one_limits_nothing(quota_us, period_us, quota):
     assert cpus.quota_v1(quota_us, period_us) == quota
 
 
-def test_quotas_of_all_groups_above_are_looked_at():
-    folders = cpus.quota_folders("0::/user.slice/job 7/step\n")
-    root = "/sys/fs/cgroup"
-    assert folders == [
-        root,
-        f"{root}/cpu",
-        f"{root}/user.slice",
-        f"{root}/user.slice/job 7",
-        f"{root}/user.slice/job 7/step",
-    ]
-
-
-def test_of_v1_only_the_hierarchy_of_the_cpu_controller_counts():
-    folders = cpus.quota_folders("9:memory:/a\n5:cpu,cpuacct:/docker/b\n4:cpuset:/c\n1:name=systemd:/d\n")
-    assert folders[2:] == ["/sys/fs/cgroup/cpu/docker", "/sys/fs/cgroup/cpu/docker/b"]
-
-
-def test_a_group_outside_of_what_a_container_sees_is_not_followed_upwards():
-    assert cpus.quota_folders("0::/../other\n")[2:] == ["/sys/fs/cgroup/other"]
-    assert cpus.quota_folders("") == ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu"]
-    assert cpus.quota_folders("garbage\n0\n::\n") == ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu"]
-
-
 def files(monkeypatch, texts):
+    monkeypatch.setattr(cpus, "cgroup_folders", lambda controller: sorted({os.path.dirname(path) for path in texts}))
     monkeypatch.setattr(cpus, "_text", lambda path: texts.get(path, ""))
 
 
@@ -74,7 +52,6 @@ def test_the_tightest_quota_wins_and_is_rounded_up(monkeypatch):
     files(
         monkeypatch,
         {
-            "/proc/self/cgroup": "0::/pod/box",
             "/sys/fs/cgroup/pod/cpu.max": "250000 100000",
             "/sys/fs/cgroup/pod/box/cpu.max": "800000 100000",
         },
@@ -130,7 +107,7 @@ def test_files_of_this_machine_are_read_once_a_second(monkeypatch):
     monkeypatch.setattr(cpus, "_text", lambda path: read.append(path) or text(path))
     count = cpus.usable_cpus()
     assert 1 <= count <= (os.cpu_count() or 1)
-    assert "/proc/self/cgroup" in read
+    assert read
     seen = len(read)
     assert cpus.usable_cpus() == count
     assert len(read) == seen

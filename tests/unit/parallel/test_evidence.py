@@ -133,9 +133,21 @@ def test_without_the_lock_nothing_is_sampled(monkeypatch):
 
 @needs_lock
 def test_where_threads_waits_are_not_counted_being_late_counts(monkeypatch):
-    monkeypatch.setattr(evidence, "_wait_counter", lambda: int)
+    monkeypatch.setattr(evidence, "wait_counter", lambda: int)
     shares = [sampled(lambda: sum(range(1000))).held for _ in range(3)]
     assert max(shares) > 0.5, shares
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system does not count waits of a thread")
+def test_waits_of_this_thread_are_counted_and_no_others():
+    count = evidence.wait_counter()
+    other = threading.Thread(target=lambda: [time.sleep(0.001) for _ in range(50)])
+    other.start()
+    before = count()
+    time.sleep(0.001)
+    after = count()
+    other.join()
+    assert 1 <= after - before < 50
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -74,6 +74,20 @@ def test_limits_follow_the_jobs_of_a_worker_and_never_the_users_own_value():
     assert in_a_process(LIMITED, OMP_NUM_THREADS="7") == ["None", "3", "7", "1", "7", "None", "7"]
 
 
+STARTED = """
+import os
+from lazystore.parallel.inner_threads import limit_inner_threads, thread_environment
+os.environ.update(thread_environment(1))
+limit_inner_threads(0)
+print("OMP_NUM_THREADS" in os.environ, "NUMEXPR_NUM_THREADS" in os.environ)
+"""
+
+
+def test_a_job_without_limit_undoes_those_a_worker_was_started_with():
+    assert in_a_process(STARTED) == ["False", "False"]
+    assert in_a_process(STARTED, OMP_NUM_THREADS="2") == ["True", "False"]
+
+
 BLAS = """
 import threadpoolctl, numpy
 from lazystore.parallel.inner_threads import limit_inner_threads
