@@ -100,15 +100,15 @@ def kills(run: Run) -> None:
             yield packed(sent - 1, UNITS)
 
     seen: dict[int, int] = {}
-    given_up, out_of_order, last = 0, 0, -1
+    given_up: list[str] = []
+    out_of_order, last = 0, -1
     killer.start()
     begin = time.monotonic()
     settings = {"backend": "process", "n_jobs": 2, "on_error": "yield", "ordered": spec["ordered"]}
     for result in imap(func, source(), **settings):
         killer.taken += 1
         if hasattr(result, "error"):
-            given_up += 1
-            print(result, file=sys.stderr)
+            given_up.append(f"{result} (after {killer.killed} kills)")
             continue
         seed = result ^ 0x5555 if isinstance(result, int) else sign(result)[1]
         seen[seed] = seen.get(seed, 0) + 1
@@ -117,8 +117,9 @@ def kills(run: Run) -> None:
     run.result = {
         "kills": killer.killed,
         "items": sent,
-        "given_up": given_up,
-        "lost": sum(seed not in seen for seed in range(sent)) - given_up,
+        "given_up": len(given_up),
+        "why": given_up,
+        "lost": sum(seed not in seen for seed in range(sent)) - len(given_up),
         "doubled": sum(count > 1 for count in seen.values()),
         "strange": sum(seed >= sent for seed in seen),
         "out_of_order": out_of_order if spec["ordered"] else 0,
@@ -218,6 +219,8 @@ def _kills(out: harness.Report, options: Any, many: int) -> None:
         | {"seconds": lambda row: f"{row.runs[-1]['seconds'][0]:.0f}"},
     )
     runs = [row.runs[-1] for row in rows if row.runs and not row.problem]
+    for text in (text for run in runs for text in run["why"]):
+        print(f"given up: {text}\n")
     whole = len(runs) == len(rows)
     for name in ("lost", "doubled", "given_up"):
         measured = float(sum(run[name] for run in runs)) if whole else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import AsyncIterable, Iterable
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final, SupportsFloat, SupportsIndex
 
 from lazystore.config import memory_limit, parse_bytes
 from lazystore.errors import ConfigError
@@ -38,9 +38,9 @@ class Given:
         if not _is_count(retries, 0):
             raise ConfigError(f"retries={retries!r}: give a number of times, 0 or more")
         self.retries = operator.index(retries)
-        if timeout is not None and not (_is_number(timeout) and timeout > 0):
+        if timeout is not None and not (_is_number(timeout) and 0 < float(timeout) < float("inf")):
             raise ConfigError(f"timeout={timeout!r}: give seconds above zero, or None")
-        self.timeout = timeout
+        self.timeout = None if timeout is None else float(timeout)
         if total is not None and not _is_count(total, 0):
             raise ConfigError(f"total={total!r}: give a number of items, 0 or more")
         self.total = None if total is None else operator.index(total)
@@ -59,7 +59,7 @@ def _is_count(value: object, least: int) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, (int, float))
+    return not isinstance(value, (bool, str)) and isinstance(value, SupportsFloat)
 
 
 def length_of(data: Iterable[Any] | AsyncIterable[Any], before: int = 0) -> int | None:

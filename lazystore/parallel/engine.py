@@ -126,7 +126,10 @@ class Engine:
             ClosedError: an earlier call was interrupted in the middle.
         """
         if self._torn:
-            raise ClosedError("this imap was interrupted or lost its workers while it moved items; start a new one")
+            self._torn = False  # said once more than the error itself, not for ever
+            raise ClosedError(
+                "this imap was interrupted, or its workers were lost, while it moved items; start a new one"
+            )
         if self._closed:
             return False
         self._account(delivery)
@@ -365,8 +368,12 @@ class Engine:
 
     def _initialize(self) -> None:
         if not self._initialized and self._job.initializer is not None:
+            try:
+                self._job.initializer()
+            except Exception as error:
+                self.close()
+                raise WorkerError(f"the initializer failed: {type(error).__name__}: {error}") from error
             self._initialized = True
-            self._job.initializer()
 
     def _run_one(self, items: list[Any], first: int) -> None:
         """Run an item so that its result can be weighed as well."""

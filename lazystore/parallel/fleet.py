@@ -83,7 +83,9 @@ class Fleet:
         self._items_out = 0
         self._number = 0
         self._chunk = 0
-        self._round = 0
+        #: items of a chunk that came back whole
+        self._proved = 0
+        self._growing = False
         self._handling_s = 0.0
         self._handled = 0
         #: items and seconds of work reported since the fleet began
@@ -148,6 +150,8 @@ class Fleet:
             self._handling_s += self._clock() - began
             self._handled += 1
             room -= 1
+            if self._growing:  # what has come back meanwhile may allow a larger one
+                self.collect(0.0)
             if slow:
                 return room > 0
         return False
@@ -194,17 +198,22 @@ class Fleet:
         if self.backend.kind != "process":
             return 2
         chunk_s = self._flow.run_s * max(1, self._chunk)
-        absent_s = self._flow.consumer_s + self._flow.source_s
+        serving_s = self.backend.workers * self._handling_s / max(self._handled, 1)
+        absent_s = self._flow.consumer_s + self._flow.source_s + serving_s
         return 1 if chunk_s > LONG_S and absent_s < 0.03 * chunk_s else 2
 
     def _next(self) -> Chunk | None:
         """The chunk to send now; None when there is none, or no room to hold its results."""
         if self.backlog:
             head = min(self.backlog, key=lambda chunk: chunk.first)
-            if len(head.items) <= self._fitting() or self._is_due(head.first):
-                self.backlog.remove(head)
-                return self._cut(head.items, head.first, head.deaths)
-            return None
+            # what a worker handed back is for all of them
+            count = max(1, min(len(head.items), self._fitting(), self._limits.chunk or self._chunk or 1))
+            if count > self._fitting() and not self._is_due(head.first):
+                return None
+            self.backlog.remove(head)
+            if count < len(head.items):
+                self.backlog.append(self._cut(head.items[count:], head.first + count))
+            return self._cut(head.items[:count], head.first, head.deaths)
         if self._supply.ended:
             return None
         count = self._size()
@@ -230,7 +239,7 @@ class Fleet:
         return int((self._limits.bytes - self._arrivals.bytes) / each) - self._items_out
 
     def _size(self) -> int:
-        """Items of the next chunk; grows to twice at most from one round of the workers to the next."""
+        """Items of the next chunk; at most twice as many as came back whole since it last had to shrink."""
         remaining = None if self._total is None else max(1, self._total - self._supply.index)
         overhead_s = self._handling_s / self._handled if self._handled > 8 else 0.0
         ideal = chunk_items(
@@ -245,9 +254,10 @@ class Fleet:
             self._chunk = ideal if self._flow.run_s else self._limits.chunk or 1
         elif ideal <= self._chunk:
             self._chunk = ideal
-        elif self._round >= self.backend.workers:
-            self._chunk = min(ideal, 2 * self._chunk)
-            self._round = 0
+            self._proved = min(self._proved, ideal)
+        else:
+            self._chunk = min(ideal, max(self._chunk, 2 * self._proved))
+        self._growing = self._chunk < ideal
         return self._chunk
 
     def _cut(self, items: Sequence[Any], first: int, deaths: int = 0) -> Chunk:
@@ -286,7 +296,9 @@ class Fleet:
         chunk, count = report.chunk, len(report.results)
         if count < len(chunk.items):
             self.backlog.append(self._cut(chunk.items[count:], chunk.first + count))
-            self._chunk = max(1, min(self._chunk, count))
+            self._chunk = self._proved = max(1, min(self._chunk, count))
+        elif self._proved < count:
+            self._proved = min(count, self._chunk)
         flow = self._flow
         run_s = report.run_s / count
         flow.run_s = run_s if run_s > 2 * flow.run_s or not self.done_items else flow.run_s + 0.3 * (run_s - flow.run_s)
@@ -300,7 +312,6 @@ class Fleet:
             flow.in_bytes = weigh(chunk.items[0])
         # a sudden weight counts at once
         flow.out_bytes = max(item_bytes, flow.out_bytes + 0.3 * (item_bytes - flow.out_bytes))
-        self._round += 1
         self.done_items += count
         self.done_s += report.run_s
         self._stats.report(report, self._clock())

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from inspect import iscoroutinefunction
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, cast
 
@@ -154,6 +155,8 @@ def start_imap(
         worker_main.leave_unguarded()
     if not callable(func):
         raise ConfigError(f"func={func!r} cannot be called; give a function of one item")
+    if iscoroutinefunction(func):
+        raise ConfigError(f"func={func!r} is an async function; use aimap")
     if initializer is not None and not callable(initializer):
         raise ConfigError(f"initializer={initializer!r} cannot be called; give a function without arguments, or None")
     kinds = _kinds(backend, given)

@@ -8,7 +8,7 @@ staying serial has cost as much as starting would.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil, inf, sqrt
 from typing import Final, Literal
 
 __all__ = [
@@ -43,6 +43,8 @@ WORKER_S: Final = 40e-6
 THREAD_S: Final = 30e-6
 #: bytes a second that pass from process to process, in and out of memory that both see
 BYTES_PER_S: Final = 2.5e9
+#: seconds the caller spends on an item, however little it carries
+ITEM_S: Final = 2e-7
 #: gain below which workers are not worth their trouble
 WORTH: Final = 1.15
 #: threads for work that only waits
@@ -148,7 +150,7 @@ def estimate(flow: Flow, limits: Limits, kind: Kind) -> Estimate:
     outside = flow.source_s + flow.consumer_s
     if kind == "process":
         workers = limits.workers or limits.cpus
-        carry_s = flow.pickle_s + (flow.in_bytes + flow.out_bytes) / BYTES_PER_S
+        carry_s = ITEM_S + flow.pickle_s + (flow.in_bytes + flow.out_bytes) / BYTES_PER_S
         each = replace(flow, pickle_s=carry_s)
         chunk = chunk_items(each, limits, workers, kind=kind)
         caller_s = carry_s + CALLER_S / chunk
@@ -207,7 +209,10 @@ def chunk_items(
     if heaviest:
         items = min(items, min(CHUNK_BYTES, limits.bytes / (4 * workers)) / heaviest)
     if remaining is not None:
-        items = min(items, ceil(remaining / (2 * workers)))
+        # not so few that handing chunks out, one after the other, takes longer than working them off:
+        # n chunks cost n * handled here, and the last one is done remaining * run_s / n later
+        handled = max(overhead_s, THREAD_S if kind == "thread" else CALLER_S)
+        items = min(items, remaining, max(ceil(remaining / (2 * workers)), sqrt(remaining * handled / run_s)))
     return max(1, min(MOST_ITEMS, int(items)))
 
 

@@ -21,6 +21,7 @@ from lazystore._core.delivery import Delivery
 from lazystore.errors import TransportError, WorkerError
 from lazystore.parallel import engine as engine_module
 from lazystore.parallel import probe as probe_module
+from lazystore.parallel import review as review_module
 from lazystore.parallel.chunk import Chunk, Job, Lost, Report
 from lazystore.parallel.chunk_run import Ran, run_chunk
 from lazystore.parallel.engine import Engine
@@ -491,6 +492,7 @@ class Simulation(Delivery):
             mock.patch.object(engine_module, "run_chunk", run_here),
             mock.patch.object(engine_module, "time", Time),
             mock.patch.object(probe_module, "travel_cost", self._travel_cost),
+            mock.patch.object(review_module, "run_delay", float),
             mock.patch.object(probe_module, "_held", {self.engine._job.func: held_share}),
         ):
             self.engine._probe.flow.held_share = held_share

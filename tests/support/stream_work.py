@@ -65,6 +65,14 @@ def numpy_heavy_function(size: int) -> float:
     return float((values @ values).sum())
 
 
+def plan_here(x: int) -> tuple[str, int]:
+    """Plans inside a worker."""
+    from lazystore import optimize_streaming
+
+    found = optimize_streaming(compute, range(5000), sample_size=2)
+    return found.backend, found.n_jobs
+
+
 class Logged:
     """Writes down each call, in whichever process."""
 

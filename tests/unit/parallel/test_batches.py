@@ -51,9 +51,10 @@ def test_no_item_is_pulled_before_the_batch_before_it_is_done() -> None:
 
 def test_a_batch_is_as_large_as_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(batches, "available_memory", lambda: 100_000_000)
-    process_in_batches(heavy_result, range(60), max_memory_percent=0.5, verbose=True, backend="serial")
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("batch")]
-    assert lines == ["batch 1: 24 items", "batch 2: 24 items", "batch 3: 12 items"]  # 2 MB and some bytes each
+    for share, sizes in ((0.5, [24, 24, 12]), (0.25, [12] * 5)):  # 2 MB and some bytes each
+        process_in_batches(heavy_result, range(60), max_memory_percent=share, verbose=True, backend="serial")
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("batch")]
+        assert lines == [f"batch {number}: {size} items" for number, size in enumerate(sizes, 1)]
 
 
 def test_results_that_will_not_fit_are_a_warning() -> None:

@@ -78,6 +78,11 @@ def test_handling_an_unlimited_chunk_takes_a_twentieth_of_its_time_at_most(
     assert chunk == 1 or chunk * run_s <= 2 * 40 * n_jobs * FORK.chunk_s, "and it is no longer than it need be"
 
 
+def test_the_window_holds_a_chunk_for_every_worker() -> None:
+    assert chunk_for(Work(1e-5), FORK, 2, Bounds(2)) > 50
+    assert chunk_for(Work(1e-5), FORK, 2, Bounds(2, ahead=100)) == 50
+
+
 def test_unlike_items_shrink_chunks_and_at_most_to_half() -> None:
     sizes = [chunk_for(Work(1e-5, variation=cv), FORK, 2, Bounds(2)) for cv in (0.0, 0.5, 0.6, 1.0, 3.0)]
     assert sizes[0] == sizes[1] > sizes[2] > sizes[3] == sizes[4]

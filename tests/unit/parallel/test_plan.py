@@ -23,6 +23,7 @@ from support.stream_work import (
     heavy_result,
     lock_result,
     odd_fails,
+    plan_here,
     square,
     text_of,
     unlike,
@@ -31,11 +32,19 @@ from support.stream_work import (
 
 from lazystore import StreamingDataset
 from lazystore.errors import ConfigError
+from lazystore.parallel import sampling
 from lazystore.parallel.evidence import CallClock, CallTimes
 from lazystore.parallel.forecast import Costs
-from lazystore.parallel.inner_threads import VARIABLES
+from lazystore.parallel.inner_threads import VARIABLES, has_inner_threads
+from lazystore.parallel.mapper import imap
 from lazystore.parallel.plan import StreamingOptimizationResult, optimize_streaming
 from lazystore.parallel.profile import DiagnosticProfile
+
+
+@pytest.fixture(autouse=True)
+def _no_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of other tests that are still winding up would pass for threads of the functions here."""
+    monkeypatch.setattr(sampling, "has_inner_threads", lambda *_, **__: False)
 
 
 def plan(func: Callable[[Any], Any], data: Any, **options: Any) -> StreamingOptimizationResult:
@@ -197,7 +206,9 @@ def test_what_cannot_travel_is_not_planned_for_processes() -> None:
 
 
 def test_threads_inside_the_function_are_measured_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lazystore.parallel import planning, sampling
+    from lazystore.parallel import planning
+
+    monkeypatch.setattr(sampling, "has_inner_threads", has_inner_threads)
 
     class FourThreads(CallClock):
         """Clocks of a function that has three busy threads beside its own."""
@@ -332,6 +343,22 @@ def test_a_run_that_was_refused_costs_nothing(wrong: dict[str, Any]) -> None:
     assert list(found.imap()) == [x * x for x in range(30)]
 
 
+def test_what_was_delivered_is_not_kept_by_the_plan() -> None:
+    found = plan(heavy_result, iter(range(8)))
+    kept = found._plan
+    assert len(list(found.imap())) == 8
+    assert kept.source.items == []
+    assert [trial.result for trial in kept.samples.trials] == [None] * 5
+
+
+def test_workers_that_share_memory_are_planned_with_the_items_themselves() -> None:
+    data: list[list[int]] = [[] for _ in range(8)]
+    found = plan(append, data, backend="serial")
+    assert data[:5] == [[0]] * 5
+    assert len(list(found.imap())) == 8
+    assert data == [[0]] * 8
+
+
 def test_items_the_function_changes_are_not_changed_by_planning() -> None:
     data: list[list[int]] = [[] for _ in range(8)]
     found = plan(append, data)
@@ -343,11 +370,13 @@ def test_items_the_function_changes_are_not_changed_by_planning() -> None:
 @pytest.mark.parametrize("backend", ["serial", "thread", "process"])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_a_dataset_is_run_whole_by_workers_that_read_it(tmp_path: Path, backend: str, shuffle: bool) -> None:
-    place = datasets.write(tmp_path / "data", 60, size=100, chunk_size=7)
+    place = datasets.write(tmp_path / "data", 60, size=5000, chunk_size=7)
     with StreamingDataset(place, shuffle=shuffle, seed=3) as dataset:
         found = plan(text_of, dataset, backend=backend, n_jobs=1 if backend == "serial" else 2)
         assert found.data is dataset
-        texts = list(found.imap())
+        run = found.imap()
+        texts = list(run)
+        assert run.stats.in_bytes < 60 * 1000, "their numbers were sent, not the items"
         assert len(list(found.imap())) == 60
     with StreamingDataset(place, shuffle=shuffle, seed=3) as again:
         assert texts == [text_of(sample) for sample in again]
@@ -405,6 +434,10 @@ def plan_in_a_daemon(answers: Any) -> None:
     answers.put((found.backend, found.warnings))
 
 
+def test_inside_a_worker_no_further_processes_are_planned() -> None:
+    assert list(imap(plan_here, range(2), backend="process", n_jobs=1)) == [("serial", 1)] * 2
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_where_processes_may_not_be_started_none_are_planned() -> None:
     context = multiprocessing.get_context("fork")
@@ -459,7 +492,8 @@ def test_nothing_is_called_when_an_argument_is_refused() -> None:
 
 def test_a_function_that_only_lives_here_is_planned_and_run_here() -> None:
     func = Calls(compute)
-    found = plan(func, range(12))
+    found = plan(func, range(60), n_jobs=2)
+    assert found.backend == "thread"
     assert any("func does not pickle" in warning for warning in found.warnings)
-    assert len(list(found.imap())) == 12
-    assert sorted(func.seen) == list(range(12))
+    assert len(list(found.imap())) == 60, "and no process is tried, with a warning, on the way"
+    assert sorted(func.seen) == list(range(60))

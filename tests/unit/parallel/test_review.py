@@ -7,8 +7,15 @@ from typing import Any
 
 import pytest
 
+from lazystore.parallel import review as review_module
 from lazystore.parallel.review import LOOK_S, Review
 from lazystore.parallel.tuner import Flow
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has nothing else to do."""
+    monkeypatch.setattr(review_module, "run_delay", lambda: 0.0)
 
 
 def fleet(kind: str, items: int, item_s: float, workers: int = 4) -> Any:
@@ -69,9 +76,22 @@ def test_each_look_is_at_what_was_done_since_the_last() -> None:
     assert review.look(2.0, fleet("process", 4500, 0.001), Flow(), 0.0) == "serial"
 
 
-def test_workers_that_did_not_pay_are_not_tried_again_for_a_while() -> None:
+def test_workers_that_did_not_pay_are_not_tried_again_for_items_like_these() -> None:
     review = Review(0.0, Flow(run_s=0.001))
-    assert not review.pauses(1.0)
+    assert not review.hopeless(Flow(run_s=0.001))
     review.look(1.0, fleet("process", 100, 0.001), Flow(), 0.0)
-    assert review.pauses(1.5)
-    assert not review.pauses(10.0)
+    assert [review.hopeless(Flow(run_s=run_s)) for run_s in (1e-4, 8e-4, 1e-3, 2e-3, 0.01)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_machine_too_busy_to_tell_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    delay = iter([0.0, 0.5, 0.5, 0.5, 0.5])
+    monkeypatch.setattr(review_module, "run_delay", lambda: next(delay))
+    review = Review(0.0, Flow(run_s=0.001))
+    assert review.look(1.0, fleet("process", 100, 0.001), Flow(), 0.0) == ""
+    assert review.look(2.0, fleet("process", 200, 0.001), Flow(), 0.0) == "serial"

@@ -118,7 +118,8 @@ def test_a_first_call_that_stands_out_is_warm_up() -> None:
 
     _, samples = sampled(range(5), func=loads_first)
     work = samples.work(5)
-    assert work.first_extra_s > 0.015 > work.run_s
+    assert work.first_extra_s > 0.015
+    assert work.run_s < 0.003, "the mean of all five would be 0.004"
 
 
 def test_waiting_and_computing_are_told_apart() -> None:

@@ -158,7 +158,7 @@ def test_an_iterator_handed_back_is_an_iterator_whose_length_shrinks() -> None:
 
 
 def test_the_length_is_known_where_sampling_saw_the_end() -> None:
-    assert sampled(iter([1, 2]))[0].total == 2
+    assert sampled(i for i in range(2))[0].total == 2
     assert sampled(i for i in range(9))[0].total is None
 
 
