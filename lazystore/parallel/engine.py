@@ -33,6 +33,9 @@ __all__ = ["Engine"]
 
 #: item time from which work is laid out for workers that are still starting
 EARLY_S: Final = 0.005
+#: seconds of work the caller takes from the source in one go, while workers may come in and when they will not
+BLOCK_S: Final = 0.002
+ALONE_S: Final = 0.008
 #: seconds the first item is waited for before it is looked at
 FIRST_S: Final = 0.002
 #: seconds of the consumer's that results handed out in one go may take while workers wait for the caller
@@ -113,6 +116,7 @@ class Engine:
         self._leftover: list[Chunk] = []
         self._review = Review(clock(), self._flow)
         self._closed = False
+        self._item_s: dict[str, float] = {}  # seconds an item that backends took, of those that were found wanting
         self._torn = False
         self._warned = False
 
@@ -273,6 +277,7 @@ class Engine:
             if not items:
                 self._stage = "serial"
                 return None
+            self._flow.in_bytes = weigh(items[0])
             fleet = self._manned("thread", 1)
             call = self._first_call = FirstCall(fleet, items, self._supply.index - 1)
         if call.over(FIRST_S if self._fleet is None else 0.001):
@@ -338,7 +343,7 @@ class Engine:
         return True
 
     def _block(self) -> tuple[list[Any], int]:
-        count = 1 if not self._probe.items or self._probe.weighable else serial_block(self._flow, self._limits)
+        count = 1 if not self._probe.items or self._probe.weighable else self._block_items()
         if self._own:
             items, first = self._own[:count], self._own_first
             del self._own[:count]
@@ -365,6 +370,10 @@ class Engine:
         self._stats.failed += ran.failures
         self._stats.retried += ran.retried
         return ran
+
+    def _block_items(self) -> int:
+        alone = len(self._kinds) == 1 or self._review.hopeless(self._flow)
+        return serial_block(self._flow, self._limits, ALONE_S if alone else BLOCK_S)
 
     def _initialize(self) -> None:
         if not self._initialized and self._job.initializer is not None:
@@ -593,5 +602,8 @@ class Engine:
             return False
         if verdict == "serial" and "serial" not in self._kinds:
             return False
+        self._item_s[fleet.backend.kind] = self._review.item_s
+        if self._item_s.get(verdict, 0.0) > self._review.item_s:
+            return False  # it was tried, and was slower
         self._change(verdict, "faster, as measured")
         return True

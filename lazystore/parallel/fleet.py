@@ -31,8 +31,10 @@ SLOW_SOURCE_S: Final = 0.0005
 LONG_S: Final = 0.02
 #: seconds of the longest item of late from which a chunk that waits behind another is worth moving
 STEAL_S: Final = 0.001
+#: bytes an item from which results that are there do not wait until more is packed
+HEAVY: Final = 1 << 18
 #: workers that one item, running alone, may lose: to signals that others send as well, and to anything else
-KILLS: Final = 5
+KILLS: Final = 8
 CRASHES: Final = 2
 _FOREIGN: Final = (-int(signal.SIGKILL), -int(signal.SIGTERM))
 
@@ -152,7 +154,7 @@ class Fleet:
             room -= 1
             if self._growing:  # what has come back meanwhile may allow a larger one
                 self.collect(0.0)
-            if slow:
+            if slow or (self._arrivals.ready and self._flow.in_bytes > HEAVY):
                 return room > 0
         return False
 

@@ -66,6 +66,8 @@ class Probe:
         self._count_waits = wait_counter()
         self._waits = self._count_waits()
         self._delayed = run_delay()
+        # since the sampler was started: seconds of all, and those in the function
+        self._sampled_s = self._sampled_run_s = 0.0
         try:
             self.flow.held_share = _held[func]
             self._held_known = True
@@ -79,6 +81,7 @@ class Probe:
         self.begin()
         if not timed:
             return
+        self._sampled_s += wall_s
         # what a busy machine added is not the function's
         own = max(0.05, 1.0 - delayed / wall_s) if wall_s > 0 else 1.0
         timed_s, longest_s, wall_s = timed_s * own, longest_s * own, wall_s * own
@@ -95,6 +98,7 @@ class Probe:
             flow.cpu_share += fresh * (min(1.0, cpu_s / timed_s) - flow.cpu_share)
         self.items += items
         self.spent_s += run_s * items
+        self._sampled_run_s += run_s * items
 
     def begin(self) -> None:
         """A block of items begins."""
@@ -113,8 +117,7 @@ class Probe:
         self.flow.cpu_share = cpu_share
         self.spent_s = run_s
         if self._sampler is None and self._lock_in_question() and cpu_share > 0.3:
-            self._sampler = GilSampler()
-            self._sampler.start()
+            self._start_sampler()
 
     @property
     def wants_cpu(self) -> bool:
@@ -176,13 +179,17 @@ class Probe:
         """Start, read or end the sampler of the interpreter's lock."""
         if self._sampler is None:
             if self._lock_in_question() and self.spent_s > SAMPLE_AFTER_S and self.flow.cpu_share > 0.3:
-                self._sampler = GilSampler()
-                self._sampler.start()
+                self._start_sampler()
             return
         share = self._sampler.share()
         late = round(share.held * share.samples)
         if share.samples >= ENOUGH or (late >= SETTLED and late == share.samples):
             self.settle()
+
+    def _start_sampler(self) -> None:
+        self._sampler = GilSampler()
+        self._sampler.start()
+        self._sampled_s = self._sampled_run_s = 0.0
 
     def settle(self) -> None:
         """End the sampler and believe what it has seen."""
@@ -190,12 +197,13 @@ class Probe:
             return
         share = self._sampler.stop()
         self._sampler = None
-        if share.samples < 2:
-            return
+        in_func = self._sampled_run_s / self._sampled_s if self._sampled_s else 1.0
+        if share.samples < 2 or in_func < 0.3:
+            return  # it looked at the source or the consumer rather than the function
         self._held_known = True
-        self.flow.held_share = share.held
+        self.flow.held_share = min(1.0, share.held / min(1.0, in_func))
         with contextlib.suppress(TypeError):  # builtins and some callables cannot be remembered
-            _held[self._func] = share.held
+            _held[self._func] = self.flow.held_share
 
     def lock_is_free(self) -> bool:
         """Whether it turned out that threads run side by side."""

@@ -34,6 +34,8 @@ class Review:
         self._source_s = -1.0
         self._delay_s = run_delay()
         self._hopeless_s = 0.0
+        #: seconds an item at the last look, the consumer's and the source's left out
+        self.item_s = 0.0
 
     def hopeless(self, flow: Flow) -> bool:
         """Whether workers were found not to pay for items like these."""
@@ -48,7 +50,7 @@ class Review:
         if elapsed_s < LOOK_S or items < 4 * fleet.backend.workers:
             return ""
         elsewhere_s = self.away_s + source_s - self._source_s
-        item_s = max(elapsed_s - elsewhere_s, 0.0) / items
+        item_s = self.item_s = max(elapsed_s - elsewhere_s, 0.0) / items
         run_s = (fleet.done_s - self._done_s) / items
         bound = elsewhere_s > 0.7 * elapsed_s
         delay_s, self._delay_s = run_delay() - self._delay_s, run_delay()

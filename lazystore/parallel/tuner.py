@@ -30,8 +30,6 @@ Kind = Literal["serial", "process", "thread"]
 OVERHEAD: Final = 0.04
 #: seconds a chunk should take at most, so that results, errors and Ctrl-C do not wait long
 LATENCY_S: Final = 0.1
-#: seconds of work the caller does in one go while it is serial
-BLOCK_S: Final = 0.002
 #: most items in one go or one chunk
 MOST_ITEMS: Final = 8192
 #: bytes a chunk should carry at most in either direction
@@ -167,7 +165,7 @@ def estimate(flow: Flow, limits: Limits, kind: Kind) -> Estimate:
     return Estimate(kind, workers, item_s, serial_s / item_s)
 
 
-def serial_block(flow: Flow, limits: Limits, waiting_s: float = BLOCK_S) -> int:
+def serial_block(flow: Flow, limits: Limits, waiting_s: float = 0.002) -> int:
     """Items the caller takes from the source in one go while it is serial."""
     each = flow.run_s + flow.source_s
     items = min(512.0, waiting_s / each) if each > 0 else 512.0

@@ -29,7 +29,9 @@ def modules() -> Iterator[dict[str, ModuleType]]:
     sys.path.insert(0, str(FOLDER))
     names = ("cells", "work", "contenders", "host", "rounds", "tables", "footprint")
     found = {name: importlib.import_module(f"imap.{name}") for name in names}
-    yield found | {name: importlib.import_module(name) for name in ("harness", "bench_imap_memory")}
+    yield found | {
+        name: importlib.import_module(name) for name in ("harness", "bench_imap_memory", "bench_imap_faults")
+    }
     sys.path.remove(str(FOLDER))
     for name in set(sys.modules) - before:
         if getattr(sys.modules[name], "__file__", None) and str(FOLDER) in str(sys.modules[name].__file__):
@@ -249,3 +251,37 @@ def test_units_are_loop_turns_not_a_span_of_time(modules: dict[str, ModuleType])
     modules["work"].spin(200_000, 1)
     assert time.process_time() > begin
     assert modules["work"].spin(3, 1) == modules["work"].spin(1, modules["work"].spin(2, 1))
+
+
+@pytest.mark.parametrize("maker", ["lazystore", "pool", "threads", "executor"])
+def test_contenders_of_the_library_and_of_ours_give_what_is_expected(
+    modules: dict[str, ModuleType], maker: str
+) -> None:
+    cell = small(modules, result="bytes", result_size=3_000, source="generator")
+    options = {
+        "pool": {"chunk": 2},
+        "executor": {"chunk": 2},
+        "threads": {"workers": 2},
+        "lazystore": {"backend": "thread"},
+    }
+    contender = modules["contenders"].Contender(maker, maker, options[maker])
+    outcomes = [modules["rounds"].Outcome(contender)]
+    modules["rounds"]._run(cell, outcomes, modules["rounds"].Field(CALIBRATION, 1, False, None))
+    assert not outcomes[0].problem
+    (run,) = outcomes[0].runs
+    assert run["seconds"] > 0
+    assert ("chose" in run) is (maker == "lazystore")
+
+
+def test_kills_hit_workers_and_their_results_are_counted(modules: dict[str, ModuleType]) -> None:
+    spec = {"kills": 2, "seed": 1, "size": 8, "ordered": True}
+    found = modules["harness"].run_child(modules["harness"].Contender("", "bench_imap_faults:kills", spec))
+    assert found["kills"] == 2
+    assert found["items"] > 0
+    assert not any(found[name] for name in ("lost", "doubled", "given_up", "strange", "out_of_order")), found
+
+
+def test_an_interrupted_script_leaves_nothing(modules: dict[str, ModuleType]) -> None:
+    found = modules["bench_imap_faults"].interrupts(1, 1)
+    assert len(found["gone_s"]) == 1
+    assert (found["hung"], found["orphans"]) == (0, 0)  # files in /dev/shm may be those of other tests

@@ -99,6 +99,15 @@ def test_a_chunk_that_takes_far_longer_than_expected_comes_back_unfinished_and_t
     assert crew.clock.now < 1.3
 
 
+@pytest.mark.parametrize("total", [None, 24_000])
+def test_what_comes_back_after_the_end_of_the_source_is_not_sent_in_crumbs(total: int | None) -> None:
+    seconds = [0.5e-6] * 12_000 + [10e-6] * 12_000
+    crew = Crew(Script(seconds), range(24_000), workers=16, total=total)
+    assert crew.run() == [str(k) for k in range(24_000)]
+    assert crew.backend.chunks < 250
+    assert crew.clock.now < 0.03
+
+
 def test_chunks_of_a_given_size_have_no_limit() -> None:
     crew = Crew(Script([0.01] * 60), range(60), limits=Limits(2, 2, chunk=30), flow=Flow(run_s=1e-6))
     assert crew.run() == [str(k) for k in range(60)]
