@@ -95,5 +95,4 @@ def items_of(data: object, *, ordered: bool = True) -> DatasetItems | None:
         ordered: results are handed out in the order of the items.
     """
     begin: Callable[[Any, bool], DatasetItems | None] | None = getattr(type(data), "_lazystore_items_", None)
-    found = None if begin is None else begin(data, ordered)
-    return found if found is not None and found.reader is not None else None
+    return None if begin is None else begin(data, ordered)

@@ -22,12 +22,13 @@ from lazystore.parallel.dataset_items import DatasetItems
 from lazystore.parallel.failures import Failed
 from lazystore.parallel.first_call import FirstCall
 from lazystore.parallel.fleet import Fleet
+from lazystore.parallel.handover import Handover
 from lazystore.parallel.map_stats import MapStats
 from lazystore.parallel.policy import Policy
 from lazystore.parallel.probe import START_COLD_S, START_WARM_S, Probe
 from lazystore.parallel.review import Review
 from lazystore.parallel.supply import Supply
-from lazystore.parallel.tuner import Estimate, Limits, serial_block
+from lazystore.parallel.tuner import MOST_ITEMS, Estimate, Limits, serial_block
 
 __all__ = ["Engine"]
 
@@ -98,6 +99,7 @@ class Engine:
         self._arrivals = Arrivals(ordered=ordered, first=done.first if done else supply.index)
         if done is not None:
             self._arrivals.put(done)
+        self._handover = Handover(self._arrivals, policy, self._settled)
         self._probe = Probe(job.func, limits, kinds)
         self._flow = self._probe.flow
         self._fleet: Fleet | None = None
@@ -172,7 +174,12 @@ class Engine:
 
     def close(self) -> None:
         """Stop: workers are given up, nothing more is pulled. Twice is fine, also where Ctrl-C ended the first call."""
-        self._closed = True
+        if not self._closed:
+            self._closed = True
+            self._stats.skipped = self._policy.skipped
+            self._stats.through_pipe += sum(getattr(fleet.backend, "through_pipe", 0) for fleet in self._fleets)
+            if self._serving and self._given:  # of the block under way, what was timed is all that is known
+                self._stats.ran_here(self._given, (0, 0.0, 0.0, 0.0, -1))
         for fleet in self._fleets:
             fleet.close()
         self._probe.close()
@@ -215,47 +222,17 @@ class Engine:
 
     def _hand_on(self, delivery: Delivery) -> bool:
         """Give the iterator results whose turn it is; False when there are none."""
-        while self._arrivals.ready:
-            part = self._arrivals.peek()
-            most = len(part.results) - part.at
-            if self._busy:
-                most = min(most, max(1, int(SLICE_S / max(self._flow.consumer_s, 1e-7))))
-            if not part.failures and not part.at and most == len(part.results):
-                results, count = part.results, most
-            else:
-                results, count = self._judged(part, most)
-            self._arrivals.used(count)
-            self._settled(count)
-            if results:
-                self._given = len(results)
-                self._serving = False
-                delivery.deliver(results)
-                return True
-        return False
+        # while workers are busy somebody must look after them now and then
+        results = self._handover.take(self._slice() if self._busy else MOST_ITEMS)
+        if not results:
+            return False
+        self._given = len(results)
+        self._serving = False
+        delivery.deliver(results)
+        return True
 
-    def _judged(self, part: Part, most: int) -> tuple[list[Any], int]:
-        """Up to ``most`` results of a part with the policy applied to those that failed, and how many those are."""
-        begin, end = part.at, part.at + most
-        held = part.results[begin:end]
-        part.results[begin:end] = [None] * len(held)  # the consumer's alone from now on
-        if not part.failures:
-            return held, len(held)
-        results: list[Any] = []
-        for k, result in enumerate(held):
-            if not isinstance(result, Failed):
-                results.append(result)
-                continue
-            if results and (self._policy.may_raise or result.fatal):
-                part.results[begin + k : end] = held[k:]
-                return results, k
-            try:
-                results.extend(self._policy.apply(result, part.items[begin + k]))
-            except BaseException:
-                part.results[begin + k + 1 : end] = held[k + 1 :]
-                self._arrivals.used(k + 1)
-                self._settled(k + 1)
-                raise
-        return results, len(held)
+    def _slice(self) -> int:
+        return max(1, int(SLICE_S / max(self._flow.consumer_s, 1e-7)))
 
     def _end(self) -> bool:
         error = self._supply.error
@@ -452,7 +429,7 @@ class Engine:
         self._review = Review(self._clock(), self._flow)
 
     def _manned(self, kind: str, workers: int) -> Fleet:
-        if self._dataset is not None and self._job.reader is None:
+        if self._dataset is not None and self._dataset.reader is not None and self._job.reader is None:
             # from here on workers are sent keys, and read for themselves
             self._supply.replace(self._dataset.keys(self._supply.index))
             self._dataset.reader.workers = workers

@@ -9,10 +9,15 @@ import functools
 import os
 import sys
 
+from lazystore.config import cgroup_folders
+
 __all__ = ["available_memory", "physical_cores"]
 
-_CGROUP_V1 = ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
+#: names of a limit, of what is used, and of the pages of files in use that would be dropped: cgroup v2, v1
+_NAMES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def available_memory() -> int | None:
@@ -21,7 +26,8 @@ def available_memory() -> int | None:
     The least of the host's available memory and, for every cgroup above this process, its limit less what is in
     use; pages of files that the kernel would drop count as free. Costs some ten file reads, ~0.2 ms.
     """
-    found = [_host_available(), *(_left_in_cgroup(*files) for files in _cgroups())]
+    groups = [_left_in_cgroup(folder, *names) for folder in cgroup_folders("memory") for names in _NAMES]
+    found = [_host_available(), *groups]
     known = [left for left in found if left is not None]
     return max(0, min(known)) if known else None
 
@@ -65,24 +71,6 @@ def _host_available() -> int | None:
         # Neither sysconf nor sysctl tells what could be freed; half of all is a guess that errs to the small side.
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return None
-
-
-def _cgroups() -> list[tuple[str, str, str, str]]:
-    """Folder, limit file, usage file and the name of droppable pages, for each cgroup this process is in."""
-    groups = [_CGROUP_V1, ("/sys/fs/cgroup", *_CGROUP_V2)]
-    try:
-        with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return groups
-    for line in lines:
-        hierarchy, _, group = line.partition("::")
-        if hierarchy == "0":
-            parts = [part for part in group.split("/") if part and part != ".."]
-            groups += [
-                (os.path.join("/sys/fs/cgroup", *parts[:depth]), *_CGROUP_V2) for depth in range(1, len(parts) + 1)
-            ]
-    return groups
 
 
 def _left_in_cgroup(folder: str, limit_file: str, usage_file: str, droppable: str) -> int | None:

@@ -68,6 +68,8 @@ class Supply:
         """Go on with other items, the first of which has number :attr:`index`."""
         self._source = iter(data)
         self._spare = []
+        if self.error is None:  # the old ones may have ended while some of them were spare
+            self.ended = False
 
     def _pull(self, items: list[Any], count: int) -> None:
         before, began = len(items), self._clock()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lazystore.config import parse_bytes
 from lazystore.errors import ConfigError
+from lazystore.parallel.arguments import Given
 
 __all__ = ["BACKENDS", "MOST_SAMPLES", "Wishes", "whole_number"]
 
@@ -38,6 +38,8 @@ class Wishes:
     chunksize: int | None = None
     backend: Any = "auto"
     max_buffer_bytes: int | str | None = None
+    #: what may be ahead of the consumer, by ``max_buffer_bytes`` or by default
+    most_bytes: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         if not callable(self.func):
@@ -46,11 +48,12 @@ class Wishes:
         self._set("target_chunk_duration", _seconds("target_chunk_duration", self.target_chunk_duration))
         if self.prefer_ordered not in (None, True, False):
             raise ConfigError(f"prefer_ordered={self.prefer_ordered!r}: give True, False or None")
-        for name in ("buffer_size", "n_jobs", "chunksize"):
-            if getattr(self, name) is not None:
-                self._set(name, whole_number(name, getattr(self, name)))
-        if self.max_buffer_bytes is not None:
-            self._set("max_buffer_bytes", parse_bytes(self.max_buffer_bytes, name="max_buffer_bytes"))
+        if self.buffer_size is not None:
+            self._set("buffer_size", whole_number("buffer_size", self.buffer_size))
+        given = Given(self.n_jobs, self.chunksize, self.max_buffer_bytes)
+        self._set("n_jobs", given.workers or None)
+        self._set("chunksize", given.chunk or None)
+        self._set("most_bytes", given.bytes)
         if not (hasattr(self.backend, "submit") or (isinstance(self.backend, str) and self.backend in BACKENDS)):
             known = ", ".join(f'"{name}"' for name in BACKENDS)
             raise ConfigError(f"backend={self.backend!r}: give {known} or a concurrent.futures.Executor")
@@ -59,16 +62,6 @@ class Wishes:
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
-
-    @property
-    def most_bytes(self) -> int:
-        """What may be kept beyond the consumer."""
-        assert not isinstance(self.max_buffer_bytes, str)
-        return DEFAULT_BUFFER if self.max_buffer_bytes is None else self.max_buffer_bytes
-
-
-#: bytes of results beyond the consumer when the caller names no number
-DEFAULT_BUFFER: Final = 256 << 20
 
 
 def whole_number(name: str, value: Any, *, most: int | None = None) -> int:

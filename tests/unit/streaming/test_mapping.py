@@ -38,7 +38,7 @@ def number(item: dict[str, Any]) -> int:
 
 
 def begun(dataset: StreamingDataset) -> DatasetItems:
-    found = dataset._lazystore_items_(True)
+    found = items_of(dataset)
     assert found is not None
     return found
 
@@ -268,6 +268,20 @@ class Named(StreamingDataset):
 
 def test_a_subclass_with_arguments_of_its_own_is_read_by_workers_too(folder: Path) -> None:
     assert elsewhere(begun(Named(folder))) == list(range(COUNT))
+
+
+def test_compressed_data_are_read_here_and_resumed_without_missing_an_item(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("zstandard")
+    packed = datasets.write(tmp_path / "packed", COUNT, compression="zstd")
+    dataset = StreamingDataset(packed, memory="8MB")
+    with dataset.map(number, backend="thread", n_jobs=2, chunksize=8) as results:
+        assert list(itertools.islice(results, 100)) == list(range(100))
+        assert results.stats.items_from == "caller"
+        state, exact = dataset.state_dict(), dataset.state_dict(yielded=100)
+    for after, first in ((state, range(92, 101)), (exact, [100])):
+        fresh = StreamingDataset(packed, memory="8MB")
+        fresh.load_state_dict(after)
+        assert number(next(iter(fresh))) in first
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
