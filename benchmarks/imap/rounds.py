@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from harness import CHILD_ENVIRONMENT
 from imap import contenders as sides
 from imap.cells import Cell
 from imap.contenders import Contender
+from imap.footprint import session_pids
 
 __all__ = ["Field", "Measured", "Outcome", "measure"]
 
@@ -35,6 +37,8 @@ LIMIT_TIMES = 20.0
 LEAST_LIMIT_S = 8.0
 #: Contenders so many times slower than the plain loop are run once, not every round.
 HOPELESS = 6.0
+#: Seconds that the processes of a child have to end after it.
+DISPERSE_S = 2.0
 #: How many of the settings tried stay for the rounds.
 STAY = {sides.POOL_BEST: 2, sides.EXECUTOR_BEST: 1, sides.ORACLE_WARM: 2}
 
@@ -205,6 +209,8 @@ def _host(cell: Cell, outcomes: Sequence[Outcome], field_: Field) -> int:
         except TimeoutError:
             outcomes[done].problem = f"over {limit_s:.3g} s"
             done += 1
+        else:
+            _disperse(child)
         finally:
             os.close(receive)
             with contextlib.suppress(ProcessLookupError):  # raised when everything has ended
@@ -217,6 +223,13 @@ def _host(cell: Cell, outcomes: Sequence[Outcome], field_: Field) -> int:
             outcomes[0].problem = f"exit {child.returncode}"
             done = 1
         return done
+
+
+def _disperse(child: subprocess.Popen[bytes]) -> None:
+    """Give what a child leaves behind (trackers of semaphores, for one) the time to tidy up and end by itself."""
+    until = time.monotonic() + DISPERSE_S
+    while session_pids(child.pid) and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def _events(descriptor: int, child: subprocess.Popen[bytes], limit_s: float) -> Iterable[dict[str, Any]]:

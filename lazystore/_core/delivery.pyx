@@ -52,7 +52,8 @@ cdef class Delivery:
     cdef object _next(self):
         cdef object value, instead
         while True:
-            if self._at == self._end:
+            if self._at == self._end or self._over:
+                self._over = False
                 if not self.more():
                     raise StopIteration
                 continue
@@ -85,6 +86,8 @@ cdef class Delivery:
                 self._cpu_ns += _read(CLOCK_THREAD_CPUTIME_ID) - computed
             self._timed += 1
             self._timed_ns += took
+            if self._budget_ns and self._timed_ns * self._every > self._budget_ns:
+                self._over = True
             if took > self._longest_ns:
                 self._longest_ns = took
                 self._longest_at = self._first + self._at - 1
@@ -95,13 +98,17 @@ cdef class Delivery:
         self._at = 0
         self._end = len(results)
         self._func = None
+        self._over = False
 
-    def serve(self, func, list items, Py_ssize_t first, Py_ssize_t every, bint cpu):
+    def serve(self, func, list items, Py_ssize_t first, Py_ssize_t every, bint cpu, double budget_s=0.0):
         """Call ``func`` with these next, the first one being number ``first``.
 
         The first and then each ``every``-th call is timed, with ``cpu`` also for the time this thread computed
-        (which takes 0.8 us more).
+        (which takes 0.8 us more). When they take longer than ``budget_s`` seconds altogether (0: whatever they take),
+        ``more()`` is asked before the rest, which it may have by ``untouched()``.
         """
+        self._over = False
+        self._budget_ns = <nanoseconds>(budget_s * 1e9)
         self._held = items
         self._at = 0
         self._end = len(items)

@@ -143,6 +143,13 @@ class Backend(Protocol):
         """
         ...
 
+    def take_waiting(self, most: int) -> list[Chunk]:
+        """Take back up to ``most`` chunks that no worker has begun; they are the caller's again, as good as new.
+
+        For workers that have nothing to do while chunks wait behind others. May take fewer than there are.
+        """
+        ...
+
     def wait(self, timeout: float | None) -> list[Report | Lost]:
         """What ended, in any order; waits until something did, or ``timeout`` seconds (None: no limit, 0: a look).
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from lazystore.parallel.chunk import Job
 from lazystore.parallel.failures import Failed
+from lazystore.parallel.work_clock import run_delay
 
 __all__ = ["Ran", "run_chunk", "weigh"]
 
@@ -38,8 +39,8 @@ class Ran:
         results: one an item, at least one; ``Failed`` where an item failed.
         failures: how many of them are ``Failed``.
         retried: tries beyond the first of each item.
-        run_s: seconds in ``func`` and ``reader``.
-        longest_s: of the slowest item (of quick ones: the mean of their stretch).
+        run_s: seconds in ``func`` and ``reader``, without those in which the thread was kept from a processor.
+        longest_s: of the slowest item (of quick ones: the mean of their stretch), as if all of those were in it.
         longest_at: index of that item in the data.
         nbytes: what the results weigh, about.
     """
@@ -62,6 +63,7 @@ def run_chunk(
     clock: Callable[[], float] = time.perf_counter,
     note: Callable[[int], object] | None = None,
     catch: type[BaseException] = BaseException,
+    delay: Callable[[], float] = run_delay,
 ) -> Ran:
     """Run ``job.func`` with items until they are through or a limit is reached; at least with one.
 
@@ -79,19 +81,33 @@ def run_chunk(
         note: called with an item's index before each try of it; costs time on quick items.
         catch: what counts as an item's failure; anything else is raised and what was done is lost. In the caller's own
             thread: ``Exception``, so that Ctrl-C is not taken for an item's.
+        delay: tells seconds as well: those so far in which this thread had no processor.
     """
-    begin = clock()
+    watch = _Stopwatch(clock, delay)
     if job.reader is not None:
         job, items = _read(job, job.reader, items)
     runner = _Runner(job, list(items), first, catch)
     del items
     _runners.add(runner)
     try:
-        runner.run(begin, limit_s, limit_bytes, clock, note)
+        runner.run(watch, limit_s, limit_bytes, note)
         return runner.ran
     finally:
         _runners.discard(runner)
         runner.let_go()
+
+
+class _Stopwatch:
+    """How long a chunk takes, and for how much of that its thread had no processor, which is nobody's fault here."""
+
+    def __init__(self, clock: Callable[[], float], delay: Callable[[], float]) -> None:
+        self.clock = clock
+        self._delay = delay
+        self._before = delay()
+        self.begin = clock()
+
+    def delayed(self, now: float) -> float:
+        return min(max(0.0, self._delay() - self._before), now - self.begin)
 
 
 class _Runner:
@@ -112,15 +128,9 @@ class _Runner:
         self._catch = catch
         self._error: BaseException | None = None
 
-    def run(
-        self,
-        begin: float,
-        limit_s: float,
-        limit_bytes: float,
-        clock: Callable[[], float],
-        note: Callable[[int], object] | None,
-    ) -> None:
+    def run(self, watch: _Stopwatch, limit_s: float, limit_bytes: float, note: Callable[[int], object] | None) -> None:
         results, count = self.ran.results, len(self._items)
+        clock, begin, until = watch.clock, watch.begin, watch.begin + limit_s
         done, size, now = 0, 1, begin
         nbytes, longest_s, longest_at = 0.0, 0.0, -1
         while done < count:
@@ -134,14 +144,21 @@ class _Runner:
                 longest_s, longest_at = mean, self._first + done
             # of many results two are weighed
             nbytes += weigh(results[done]) if made == 1 else 0.5 * made * (weigh(results[done]) + weigh(results[-1]))
-            if fatal or now - begin >= limit_s or nbytes >= limit_bytes:
-                break
             done += made
+            if fatal or nbytes >= limit_bytes:
+                break
+            if now >= until:
+                delayed = watch.delayed(now)
+                if now - begin - delayed >= limit_s:
+                    break
+                until = begin + limit_s + delayed
             if note is None:
                 size = min(STRETCH, 4 * size, int(STRETCH_S / mean) or 1) if mean > 0 else STRETCH
         del results
-        self.ran.run_s, self.ran.nbytes = now - begin, nbytes
-        self.ran.longest_s, self.ran.longest_at = longest_s, longest_at
+        delayed = watch.delayed(now)
+        run_s = now - begin - delayed
+        self.ran.run_s, self.ran.nbytes = run_s, nbytes
+        self.ran.longest_s, self.ran.longest_at = max(longest_s - delayed, run_s / max(1, done)), longest_at
 
     def let_go(self) -> None:
         self.ran = Ran()

@@ -8,18 +8,17 @@ All of it happens in the caller's thread, inside ``__next__``. The caller works 
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, Literal
 
 from lazystore._core.delivery import Delivery
 from lazystore.errors import ClosedError, TransportError, WorkerError
 from lazystore.parallel.arrivals import Arrivals, Part
-from lazystore.parallel.chunk import Backend, Chunk, Job, Report
-from lazystore.parallel.chunk_run import Ran, run_chunk, weigh
+from lazystore.parallel.caller import Caller, warn
+from lazystore.parallel.chunk import Backend, Chunk, Job
+from lazystore.parallel.chunk_run import weigh
 from lazystore.parallel.dataset_items import DatasetItems
-from lazystore.parallel.failures import Failed
 from lazystore.parallel.first_call import FirstCall
 from lazystore.parallel.fleet import Fleet
 from lazystore.parallel.handover import Handover
@@ -41,6 +40,8 @@ ALONE_S: Final = 0.008
 FIRST_S: Final = 0.002
 #: seconds of the consumer's that results handed out in one go may take while workers wait for the caller
 SLICE_S: Final = 0.001
+#: seconds from which a block of the caller's is left when it takes much longer than planned
+BUDGET_S: Final = 0.005
 #: item time from which every call is timed
 TIMED_S: Final = 20e-6
 
@@ -82,7 +83,7 @@ class Engine:
         watch_first: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._job = job
+        self._caller = Caller(job, policy, stats)
         self._supply = supply
         self._policy = policy
         self._limits = limits
@@ -109,8 +110,7 @@ class Engine:
         self._first_call: FirstCall | None = None
         self._more_to_give = False
         self._own: list[Any] = []
-        self._own_first = 0
-        self._initialized = job.initializer is None
+        self._own_first = self._block_first = 0
         self._left_at = 0.0
         self._given = 0
         self._serving = False
@@ -120,7 +120,6 @@ class Engine:
         self._closed = False
         self._item_s: dict[str, float] = {}  # seconds an item that backends took, of those that were found wanting
         self._torn = False
-        self._warned = False
 
     # -- what the iterator asks for -------------------------------------------------------------------------------
 
@@ -160,17 +159,8 @@ class Engine:
         return self._first() if self._stage == "first" else self._serial(delivery)
 
     def caught(self, error: Exception, index: int, item: Any) -> tuple[Any, ...]:
-        """What stands for an item that raised in the caller: tried again, then by the policy."""
-        for _ in range(self._job.retries):
-            self._stats.retried += 1
-            try:
-                return (self._job.func(item),)
-            except Exception as again:  # noqa: BLE001 (the caller's function; the last error is reported below)
-                error = again
-        self._stats.failed += 1
-        if isinstance(error, StopIteration):  # it would end the stream
-            error = RuntimeError("the function raised StopIteration")
-        return self._policy.apply(Failed(error, index, item), item)
+        """What stands for an item that raised in the caller."""
+        return self._caller.caught(error, index, item)
 
     def close(self) -> None:
         """Stop: workers are given up, nothing more is pulled. Twice is fine, also where Ctrl-C ended the first call."""
@@ -201,6 +191,15 @@ class Engine:
         wall_s = self._clock() - self._left_at
         if self._serving:
             served = delivery.served()
+            rest = delivery.untouched()
+            if rest:
+                # they turned out slower than planned for: first see who should do them
+                self._given -= len(rest)
+                self._arrivals.passed(-len(rest))
+                self._own_first = self._block_first + self._given
+                self._own[:0] = rest
+            if self._dataset is None:
+                self._settled(self._given)
             self._probe.account(self._given, wall_s, served)
             self._flow.source_s = self._supply.item_s
             self._stats.ran_here(self._given, served)
@@ -216,7 +215,7 @@ class Engine:
         """So many items are done with: the consumer gets their results, or they were left out."""
         self._stats.delivered(count)
         if self._dataset is not None:
-            self._dataset.handed_out(count)
+            self._dataset.handed_out(count)  # which knows that the last ones may not be consumed yet
 
     # -- handing on -----------------------------------------------------------------------------------------------
 
@@ -255,7 +254,7 @@ class Engine:
                 self._stage = "serial"
                 return None
             self._flow.in_bytes = weigh(items[0])
-            fleet = self._manned("thread", 1)
+            fleet = self._manned("thread", 1, keyed=False)
             call = self._first_call = FirstCall(fleet, items, self._supply.index - 1)
         if call.over(FIRST_S if self._fleet is None else 0.001):
             self._after_first(call)
@@ -303,7 +302,11 @@ class Engine:
                 return self._end()
             self._go_parallel()
             return None
-        self._initialize()
+        try:
+            self._caller.initialize()
+        except WorkerError:
+            self.close()
+            raise
         if not self._probe.items or self._probe.weighable:
             self._run_one(items, first)
             return None
@@ -312,11 +315,15 @@ class Engine:
             return None
         self._arrivals.passed(len(items))
         every = 1 if self._flow.run_s > TIMED_S else 16
-        delivery.serve(self._job.func, read, first, every, self._probe.wants_cpu)
+        # a dataset's items cannot be given to workers, who read them by their keys
+        budget_s = 0.0 if self._dataset is not None else max(BUDGET_S, 3.0 * self._flow.run_s * len(items))
+        self._block_first = first
+        delivery.serve(self._caller.job.func, read, first, every, self._probe.wants_cpu, budget_s)
         self._probe.begin()
         self._given = len(items)
         self._serving = True
-        self._settled(self._given)
+        if self._dataset is not None:
+            self._settled(self._given)
         return True
 
     def _block(self) -> tuple[list[Any], int]:
@@ -329,43 +336,27 @@ class Engine:
         items = self._supply.take(count, 0.002)
         return items, self._supply.index - len(items)
 
-    def _read(self, keys: list[Any], first: int) -> list[Any]:
-        """What the iterator is to run; nothing where keys cannot be read together, and are run one by one here."""
-        if self._job.reader is None:
-            return keys
-        try:
-            return list(self._job.reader(keys))
-        except Exception:  # noqa: BLE001 (comes again for the keys it belongs to)
-            ran = self._run(keys, first)
-        self._stats.ran_here(len(keys), (1, ran.run_s / len(keys), 0.0, ran.longest_s, ran.longest_at))
-        self._arrivals.put(Part(first, ran.results, keys, ran.failures))
-        return []
-
-    def _run(self, items: Sequence[Any], first: int) -> Ran:
-        """Run items here and now; what is not an ``Exception`` (Ctrl-C) comes out."""
-        ran = run_chunk(self._job, items, first, catch=Exception)
-        self._stats.failed += ran.failures
-        self._stats.retried += ran.retried
-        return ran
-
     def _block_items(self) -> int:
         alone = len(self._kinds) == 1 or self._review.hopeless(self._flow)
         return serial_block(self._flow, self._limits, ALONE_S if alone else BLOCK_S)
 
-    def _initialize(self) -> None:
-        if not self._initialized and self._job.initializer is not None:
-            try:
-                self._job.initializer()
-            except Exception as error:
-                self.close()
-                raise WorkerError(f"the initializer failed: {type(error).__name__}: {error}") from error
-            self._initialized = True
+    def _read(self, keys: list[Any], first: int) -> list[Any]:
+        """What the iterator is to run; nothing where keys cannot be read together, and are run one by one here."""
+        if self._caller.job.reader is None:
+            return keys
+        try:
+            return list(self._caller.job.reader(keys))
+        except Exception:  # noqa: BLE001 (comes again for the keys it belongs to)
+            ran, part = self._caller.run(keys, first)
+        self._stats.ran_here(len(keys), (1, ran.run_s / len(keys), 0.0, ran.longest_s, ran.longest_at))
+        self._arrivals.put(part)
+        return []
 
     def _run_one(self, items: list[Any], first: int) -> None:
         """Run an item so that its result can be weighed as well."""
         self._probe.begin()
         cpu_s = time.thread_time()
-        ran = self._run(items, first)
+        ran, part = self._caller.run(items, first)
         cpu_s = time.thread_time() - cpu_s
         served = (1, ran.run_s, min(cpu_s, ran.run_s), ran.longest_s, first)
         self._probe.account(1, ran.run_s + self._flow.consumer_s, served)
@@ -373,45 +364,42 @@ class Engine:
         self._stats.ran_here(1, served)
         if not ran.failures and self._probe.weighable:
             self._probe.weigh(items[0], ran.results[0])
-        self._arrivals.put(Part(first, ran.results, items, ran.failures, weigh(ran.results[0])))
-
-    def _here(self, chunk: Chunk) -> Report:
-        """A chunk that cannot travel, run by the caller."""
-        self._initialize()
-        if not self._warned:
-            self._warned = True
-            self._warn(f"item {chunk.first} cannot be sent to a worker process and runs here, as all like it will")
-        ran = run_chunk(self._job, chunk.items, chunk.first, catch=Exception)
-        self._stats.in_caller += len(chunk.items)
-        self._stats.caller_s += ran.run_s  # the rest is counted with the report
-        return Report(chunk, ran.results, ran.failures, ran.retried, ran.run_s, ran.longest_s, ran.longest_at)
+        self._arrivals.put(part)
 
     # -- when workers come in -------------------------------------------------------------------------------------
 
     @property
     def _remaining(self) -> int | None:
-        return None if self._total is None else max(0, self._total - self._supply.index)
+        return None if self._total is None else max(0, self._total - self._supply.index) + len(self._own)
 
     def _consider(self) -> None:
         """Start workers if they would pay now."""
-        if self._supply.ended or self._review.hopeless(self._flow):
+        if (self._supply.ended and not self._own) or self._review.hopeless(self._flow):
             return
         start_s = START_WARM_S if self._warm() else START_COLD_S
         choice = self._probe.look(start_s, self._remaining)
         if choice is None:
             return
         if choice.kind == "process" and self._probe.stuck:
-            self._warn(f"{self._probe.stuck}; imap goes on with threads")
+            warn(f"{self._probe.stuck}; imap goes on with threads")
             choice = Estimate("thread", self._limits.workers or self._limits.cpus)
         self._begin(choice.kind, choice.workers)
+        if self._stage == "parallel" and self._fleet is not None:
+            self._fleet.add(self._own, self._own_first)
+            self._own = []
         if self._stage != "starting" or self._fleet is None or self._flow.run_s < EARLY_S:
             return
         if self._first_call is not None:
             self._tend(self._fleet, 0.0)
             return
         # long items: workers find something to do when they come up, the caller keeps what it can do meanwhile
-        self._own = self._supply.take(max(1, min(12, int(start_s / self._flow.run_s))), 0.002)
-        self._own_first = self._supply.index - len(self._own)
+        keep = max(1, min(12, int(start_s / self._flow.run_s)))
+        if self._own:
+            self._fleet.add(self._own[keep:], self._own_first + keep)
+            del self._own[keep:]
+        else:
+            self._own = self._supply.take(keep, 0.002)
+            self._own_first = self._supply.index - len(self._own)
         self._tend(self._fleet, 0.0)
 
     def _begin(self, kind: str, workers: int) -> None:
@@ -428,16 +416,17 @@ class Engine:
         self._stage = "starting" if kind == "process" and "serial" in self._kinds else "parallel"
         self._review = Review(self._clock(), self._flow)
 
-    def _manned(self, kind: str, workers: int) -> Fleet:
-        if self._dataset is not None and self._dataset.reader is not None and self._job.reader is None:
+    def _manned(self, kind: str, workers: int, *, keyed: bool = True) -> Fleet:
+        caller, dataset = self._caller, self._dataset
+        if dataset is not None and dataset.reader is not None and caller.job.reader is None and keyed:
             # from here on workers are sent keys, and read for themselves
-            self._supply.replace(self._dataset.keys(self._supply.index))
-            self._dataset.reader.workers = workers
-            self._job = replace(self._job, reader=self._dataset.reader)
+            self._supply.replace(dataset.keys(self._supply.index))
+            dataset.reader.workers = workers
+            caller.job = replace(caller.job, reader=dataset.reader)
             self._stats.items_from = "workers"
         fleet = Fleet(
-            self._job,
-            self._backends(kind, self._job, workers),
+            caller.job,
+            self._backends(kind, caller.job, workers),
             supply=self._supply,
             arrivals=self._arrivals,
             limits=self._limits,
@@ -447,7 +436,7 @@ class Engine:
             clock=self._clock,
         )
         if "serial" in self._kinds:
-            fleet.run_here = self._here
+            fleet.run_here = caller.in_place_of_a_worker
         return fleet
 
     def _while_starting(self) -> None:
@@ -492,7 +481,7 @@ class Engine:
             self._torn = True
             self.close()
             raise error
-        self._warn(f"{error}; imap goes on with threads")
+        warn(f"{error}; imap goes on with threads")
         self._kinds = self._probe.kinds = tuple(kind for kind in self._kinds if kind != "process")
         if self._fleet is None:
             self._begin("thread", self._limits.workers or self._limits.cpus)
@@ -500,9 +489,6 @@ class Engine:
         self._fleet.add(self._own, self._own_first)
         self._fleet.backlog.extend(waiting)
         self._own = []
-
-    def _warn(self, text: str) -> None:
-        warnings.warn(text, RuntimeWarning, stacklevel=5)
 
     # -- the workers work -----------------------------------------------------------------------------------------
 
@@ -564,7 +550,7 @@ class Engine:
         else:
             self._leftover.extend(handed_back)
             for chunk in sorted(self._leftover, key=lambda chunk: chunk.first):
-                report = self._here(chunk)
+                report = self._caller.in_place_of_a_worker(chunk)
                 self._stats.report(report)
                 self._arrivals.put(Part(chunk.first, report.results, chunk.items, report.failures))
             self._leftover = []

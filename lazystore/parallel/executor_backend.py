@@ -10,12 +10,12 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from dataclasses import replace
 from math import inf
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 from lazystore.errors import ClosedError, TransportError, WorkerError
 from lazystore.parallel.chunk import Chunk, Job, Lost, Report
@@ -88,16 +88,30 @@ class ExecutorBackend:
 
         Raises:
             ClosedError: closed, or the process was forked.
-            TransportError: the executor cannot send the function or an item (some find out later).
+            TransportError: the executor cannot send an item (some find out later).
             WorkerError: the executor broke or is shut down.
         """
         self._check()
         try:
             future = self._executor.submit(_run_chunk, (_PROCESS, self._pid), self._run, self._job, chunk)
         except Exception as error:
-            raise _refusal(error) from error
+            refusal = _refusal(error)
+            if isinstance(refusal, TransportError) and _travels(chunk.items):  # it is the function, in every chunk
+                self._broken, refusal.__cause__ = refusal, error
+                return
+            raise refusal from error
         self._running[future] = chunk
         future.add_done_callback(self._done.put)
+
+    def take_waiting(self, most: int) -> list[Chunk]:
+        """Chunks beyond those that the executor runs at a time, the latest, as far as it lets go of them."""
+        self._check()
+        taken: list[Chunk] = []
+        # not all executors tell what they have begun (Dask), so those that may be are left alone
+        for future in list(self._running)[: self.workers - 1 : -1]:
+            if len(taken) < most and future.cancel():
+                taken.append(self._running.pop(future))
+        return taken[::-1]
 
     def wait(self, timeout: float | None) -> list[Report | Lost]:
         """Chunks that are done and chunks with a late item; Ctrl-C and other signals are seen while it waits.
@@ -112,7 +126,9 @@ class ExecutorBackend:
         with contextlib.suppress(Empty):
             while self._broken is None:
                 future = self._done.get_nowait() if found or timeout == 0 else self._done.get(timeout=timeout)
-                chunk = self._running.pop(future)
+                chunk = self._running.pop(future, None)
+                if chunk is None:
+                    continue  # it was taken back
                 try:
                     found.append(_opened(*future.result(), chunk))
                 except (CancelledError, Exception) as error:  # noqa: BLE001 (told to the caller by type)
@@ -144,6 +160,14 @@ def executor_workers(executor: Executor, given: int = 0) -> int:
     """Chunks that the executor runs at a time: as given; or as it says itself; or one for each CPU of this machine."""
     own = getattr(executor, "_max_workers", None)  # as those of the standard library call it
     return given or (own if isinstance(own, int) and own > 0 else usable_cpus())
+
+
+def _travels(items: Sequence[Any]) -> bool:
+    try:
+        pickle.dumps(items)
+    except Exception:  # noqa: BLE001 (classes may raise anything; only whether they do is asked)
+        return False
+    return True
 
 
 def _refusal(error: BaseException) -> TransportError | WorkerError:

@@ -33,6 +33,8 @@ LONG_S: Final = 0.02
 STEAL_S: Final = 0.001
 #: bytes an item from which results that are there do not wait until more is packed
 HEAVY: Final = 1 << 18
+#: pieces in which a chunk is run again that a worker died of
+PIECES: Final = 16
 #: workers that one item, running alone, may lose: to signals that others send as well, and to anything else
 KILLS: Final = 8
 CRASHES: Final = 2
@@ -329,9 +331,10 @@ class Fleet:
         elif not lost.began:
             self.backlog.append(self._cut(chunk.items, chunk.first, chunk.deaths))
         elif len(chunk.items) > 1:
-            # one by one, so that an item that kills is found and takes no other with it
-            for k, item in enumerate(chunk.items):
-                self.backlog.append(self._cut([item], chunk.first + k))
+            # in pieces, down to one by one, so that an item that kills is found and takes no other with it
+            step = -(-len(chunk.items) // PIECES)
+            for k in range(0, len(chunk.items), step):
+                self.backlog.append(self._cut(chunk.items[k : k + step], chunk.first + k))
         else:
             deaths = chunk.deaths + 1
             most = (KILLS if lost.exit_code in _FOREIGN else CRASHES) + self.job.retries

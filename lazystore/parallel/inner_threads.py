@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lazystore.parallel.evidence import CallTimes
+if TYPE_CHECKING:
+    from lazystore.parallel.evidence import CallTimes  # workers do without
 
 __all__ = ["has_inner_threads", "limit_inner_threads", "native_threads", "thread_environment"]
 

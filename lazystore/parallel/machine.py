@@ -5,7 +5,9 @@ Only reading; what is done about it is decided by those who ask. Processors that
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import glob
 import os
 import sys
 
@@ -35,28 +37,11 @@ def available_memory() -> int | None:
 @functools.cache
 def physical_cores() -> int | None:
     """Cores of the machine, hyper-threads counted once, whoever may use them; None where the system does not say."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            text = file.read()
-    except OSError:
-        return _cores_by_psutil()
     cores = set()
-    for block in text.split("\n\n"):
-        fields = {
-            name.strip(): value.strip() for name, _, value in (line.partition(":") for line in block.splitlines())
-        }
-        if "core id" in fields:
-            cores.add((fields.get("physical id"), fields["core id"]))
-    return len(cores) or _cores_by_psutil()  # some ARM kernels do not list cores
-
-
-def _cores_by_psutil() -> int | None:
-    try:
-        import psutil
-    except ImportError:
-        return None  # optional
-    count = psutil.cpu_count(logical=False)
-    return int(count) if count else None
+    for topology in glob.glob("/sys/devices/system/cpu/cpu[0-9]*/topology"):
+        with contextlib.suppress(OSError):  # of a processor that is switched off
+            cores.add((_read(topology, "physical_package_id"), _read(topology, "core_id")))
+    return len(cores) or None
 
 
 def _host_available() -> int | None:

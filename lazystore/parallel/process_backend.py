@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from lazystore.errors import LazyStoreError, TransportError, WorkerError
@@ -32,6 +33,8 @@ __all__ = ["ProcessBackend", "warm_workers"]
 #: workers in a row that may end before they are up: by themselves, and by a signal that others send as well
 STILLBORN = 3
 STILLBORN_BY_SIGNAL = 30
+#: the same for those that end before they began a chunk
+UNBEGUN_BY_SIGNAL = 10
 _FOREIGN = (-signal.SIGKILL, -signal.SIGTERM)
 
 _job_numbers = itertools.count(1)
@@ -72,6 +75,7 @@ class ProcessBackend:
         self._events: list[Report | Lost] = []
         self._trouble: LazyStoreError | None = None
         self._stillborn = 0
+        self._unbegun = 0
         self._started_at = 0.0
         self._piped_before = 0
         self._out = 0
@@ -110,7 +114,7 @@ class ProcessBackend:
 
     def room(self, depth: int) -> int:
         # a large message to a worker at work that shares no memory waits until that work is done
-        return sum(max(0, (depth if handle.channel.bulk else 1) - len(handle.unanswered)) for handle in self._crew)
+        return sum(max(0, (depth if handle.channel.bulk else 1) - handle.load) for handle in self._crew)
 
     def submit(self, chunk: Chunk) -> None:
         """Give a chunk to the worker that has least to do; one that is up before one that is not.
@@ -125,6 +129,25 @@ class ProcessBackend:
         while self._trouble is None:
             if self._send(min(self._crew, key=_load), chunk, packed):
                 return
+
+    def take_waiting(self, most: int) -> list[Chunk]:
+        """Chunks that wait behind others, or for a worker that is not up; the first of the data first. 2 us each.
+
+        Without a file in memory (macOS) there are none: nobody can tell what a worker has read from its pipe.
+        """
+        self._check_owner()
+        waiting = [
+            (chunk.first, number, handle)
+            for handle in self._crew
+            for number, chunk in islice(handle.unanswered.items(), int(handle.ready), None)
+        ]
+        taken: list[Chunk] = []
+        for _, number, handle in sorted(waiting, key=lambda each: each[0]):
+            if len(taken) < most and handle.channel.withdraw(number):
+                handle.withdrawn.add(number)
+                taken.append(handle.unanswered.pop(number))
+                self._out -= 1
+        return taken
 
     def wait(self, timeout: float | None) -> list[Report | Lost]:
         self._check_owner()
@@ -184,15 +207,17 @@ class ProcessBackend:
                 handle.channel.send(Kind.JOB, self._number, self._work.for_worker(handle.tag))
                 handle.job = self._number
                 handle.job_at = time.monotonic()
+                handle.job_from = handle.sent
                 handle.tag = self._work.tag or handle.tag
-            handle.channel.send(Kind.CHUNK, chunk.number, packed)
+            handle.sent += 1
+            handle.channel.send(Kind.CHUNK, handle.sent, packed)
         except BrokenPipeError:
             handle.midway = False
             self._take(handle)
             self._bury(handle)
             return False
         handle.midway = False
-        handle.unanswered[chunk.number] = chunk
+        handle.unanswered[handle.sent] = chunk
         self._out += 1
         if handle.channel.pending:
             self._take(handle)
@@ -223,12 +248,15 @@ class ProcessBackend:
                 self._note_ready()
             elif message.kind == Kind.AGAIN:
                 self._send_apart(handle, message.number)
+            elif message.kind == Kind.SKIPPED:
+                self._take_skipped(handle, message.number)
             elif message.kind == Kind.REFUSED:
                 during, reason = message.unpack()
                 self._trouble = _refusal(during, reason)
                 if during == "load":  # the next run may have it; a worker with half an initializer is ended
                     self._out -= len(handle.unanswered)
                     handle.unanswered.clear()
+                    handle.withdrawn.clear()
 
     def _take_report(self, handle: WorkerHandle, message: Message) -> None:
         chunk = handle.unanswered.get(message.number)
@@ -240,27 +268,38 @@ class ProcessBackend:
             handle.child.signal(signal.SIGKILL)  # what it sends is damaged
             return
         if report is None:
-            self._say(handle, Kind.AGAIN, chunk)
+            self._say(handle, Kind.AGAIN, message.number, chunk)
             return
-        del handle.unanswered[chunk.number]
+        del handle.unanswered[message.number]
         self._out -= 1
+        self._unbegun = 0
         self._events.append(report)
+
+    def _take_skipped(self, handle: WorkerHandle, number: int) -> None:
+        """The worker saw that a chunk was withdrawn; it may have seen that before this side could tell."""
+        handle.withdrawn.discard(number)
+        chunk = handle.unanswered.pop(number, None)
+        if chunk is not None:
+            self._out -= 1
+            self._events.append(Lost(chunk, began=False))
 
     def _send_apart(self, handle: WorkerHandle, number: int) -> None:
         """Send a chunk that the worker could not unpack once more, item by item."""
         assert self._work is not None
-        chunk = handle.unanswered.get(number)
+        chunk = handle.unanswered.pop(number, None)
         if chunk is not None:
-            self._say(handle, Kind.CHUNK, chunk, self._work.packed_apart(chunk))
+            handle.sent += 1
+            self._say(handle, Kind.CHUNK, handle.sent, chunk, self._work.packed_apart(chunk))
 
-    def _say(self, handle: WorkerHandle, kind: Kind, chunk: Chunk, packed: Packed | None = None) -> None:
+    def _say(self, handle: WorkerHandle, kind: Kind, number: int, chunk: Chunk, packed: Packed | None = None) -> None:
         """Tell a worker something about a chunk that it has, and will answer behind the others."""
         handle.midway = True
         # BrokenPipeError: it is gone, which will show
         with contextlib.suppress(BrokenPipeError):
-            handle.channel.send(kind, chunk.number, packed)
+            handle.channel.send(kind, number, packed)
         handle.midway = False
-        handle.unanswered[chunk.number] = handle.unanswered.pop(chunk.number)
+        handle.unanswered.pop(number, None)
+        handle.unanswered[number] = chunk
 
     def _bury(self, handle: WorkerHandle, late_at: int = -1) -> None:
         """A worker is gone, or has to go: its chunks are lost, and another takes its place."""
@@ -270,31 +309,45 @@ class ProcessBackend:
         self._crew.remove(handle)
         self._piped_before += handle.channel.through_pipe
         trouble = handle.child.trouble
+        begun = handle.channel.begun()
         code = POOL.bury(handle)
-        began = handle.ready and code != IDLE_EXIT
-        for chunk in handle.unanswered.values():
+        if begun < 0:  # it cannot tell; it may be the first one
+            begun = next(iter(handle.unanswered), 0) if handle.ready else 0
+        elif handle.ready and handle.job == self._number and begun <= handle.job_from:
+            self._unbegun += code != IDLE_EXIT
+        for number, chunk in handle.unanswered.items():
+            began = number == begun and code != IDLE_EXIT
             self._events.append(Lost(chunk, began, code, late_at if _within(late_at, chunk) else -1))
-            began = False
             self._out -= 1
         handle.unanswered.clear()
+        handle.withdrawn.clear()
         self.deaths += code != IDLE_EXIT
+        self._note_end(handle.ready, code, trouble)
+        if self._trouble is None:
+            try:
+                self._fill()
+            except WorkerError as error:
+                self._trouble = error
+
+    def _note_end(self, ready: bool, code: int, trouble: str) -> None:
+        """Whether it makes sense to start another worker after one that ended this way."""
         if code == UNGUARDED_EXIT:
             self._trouble = TransportError(
                 "the function is defined in a script that calls imap when it is imported, and workers import it; put "
                 "the call under `if __name__ == '__main__':`"
             )
-        elif not handle.ready:
+        elif self._unbegun >= (UNBEGUN_BY_SIGNAL if code in _FOREIGN else STILLBORN):
+            self._trouble = WorkerError(
+                f"{self._unbegun} worker processes ended while they loaded the function or ran the initializer, the "
+                f"last one by {_way(code)}; what they said is on stderr"
+            )
+        elif not ready:
             self._stillborn += 1
             if self._stillborn >= (STILLBORN_BY_SIGNAL if code in _FOREIGN else STILLBORN):
                 self._trouble = WorkerError(
                     f"{self._stillborn} worker processes ended before they were up, the last one by {_way(code)}"
                     f"{': ' * bool(trouble)}{trouble}; what they said is on stderr"
                 )
-        if self._trouble is None:
-            try:
-                self._fill()
-            except WorkerError as error:
-                self._trouble = error
 
     def _end_late(self) -> float:
         """End workers whose item takes too long; seconds until the next one may."""
@@ -374,7 +427,7 @@ class _Work:
             TransportError: an item does not pickle.
         """
         try:
-            return self._pack((chunk.number, chunk.first, chunk.items, chunk.limit_s, chunk.limit_bytes))
+            return self._pack((chunk.first, chunk.items, chunk.limit_s, chunk.limit_bytes))
         except Exception as error:  # noqa: BLE001 (classes may raise anything)
             index, cause = self._culprit(chunk, error)
             raise TransportError(
@@ -385,7 +438,7 @@ class _Work:
 
     def packed_apart(self, chunk: Chunk) -> Packed:
         """The same, with every item a part of its own."""
-        head = pack((chunk.number, chunk.first, None, chunk.limit_s, chunk.limit_bytes))
+        head = pack((chunk.first, None, chunk.limit_s, chunk.limit_bytes))
         return joined([head, *map(self._pack, chunk.items)])
 
     def _pack(self, value: object) -> Packed:
@@ -428,7 +481,7 @@ def _within(index: int, chunk: Chunk) -> bool:
 
 
 def _load(handle: WorkerHandle) -> tuple[int, bool]:
-    return len(handle.unanswered), not handle.ready
+    return handle.load, not handle.ready
 
 
 def _refusal(during: str, reason: str) -> TransportError | WorkerError:

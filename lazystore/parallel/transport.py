@@ -44,10 +44,17 @@ _IOV_MAX = 1024
 #: slots are this far apart in the file; the first stretch is for what is under way
 _SLOT = 1 << 40
 _MOST_SLOTS = 64
+#: the file's first page is for notes, which no message has to wait for: which item is under way, which chunk was begun
+#: last, and which ones were withdrawn, each in a place that others so many numbers further on have as well
+_NOTES = 4096
+_BEGUN_AT = 16
+_WITHDRAWN_AT = 64
+_WITHDRAWN = 64
 
 _MAGIC = 0x5A4C
 _HEAD = struct.Struct("<HB?HhqQQ")
 _PROGRESS = struct.Struct("<qd")
+_NUMBER = struct.Struct("<q")
 
 #: what the system says when a file in memory can take no more
 _FULL = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT, errno.EPERM})
@@ -64,6 +71,7 @@ class Kind(enum.IntEnum):
     CHUNK = 6
     END = 7
     PROGRESS = 8  # the channel keeps it to itself
+    SKIPPED = 9
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -163,11 +171,17 @@ def _new_store() -> int:
     if not hasattr(os, "memfd_create"):
         return -1
     try:
-        return os.memfd_create("lazystore", os.MFD_CLOEXEC)
+        store = os.memfd_create("lazystore", os.MFD_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise
         return -1  # forbidden, or not in this kernel
+    try:
+        os.pwrite(store, bytes(_NOTES), 0)  # so that there is memory for notes whatever comes
+    except OSError:
+        os.close(store)
+        return -1
+    return store
 
 
 class Channel:
@@ -291,14 +305,44 @@ class Channel:
         data = os.pread(self._store, _PROGRESS.size, 0)
         while data != (again := os.pread(self._store, _PROGRESS.size, 0)):  # it might be half written
             data = again
-        index, since = _PROGRESS.unpack(data) if len(data) == _PROGRESS.size else (-1, 0.0)
-        return (index, since) if since else (-1, 0.0)  # zeros: nothing was noted, but slots behind are in use
+        index, since = _PROGRESS.unpack(data)
+        return (index, since) if since else (-1, 0.0)  # zeros: nothing was noted
+
+    # Worker: notes that a chunk is begun, then looks whether it was withdrawn. Caller: notes that it is withdrawn, then
+    # looks whether it was begun. Whoever is second sees what the first one noted, so they never both have it.
+
+    def begin(self, number: int) -> bool:
+        """Say that a chunk is begun; False: the caller has withdrawn it. Without the file it cannot.
+
+        Parameters:
+            number: larger than those before, above 0.
+        """
+        if self._store < 0:
+            return True
+        os.pwrite(self._store, _NUMBER.pack(number), _BEGUN_AT)
+        return self._noted(_WITHDRAWN_AT + number % _WITHDRAWN * _NUMBER.size) != number
+
+    def withdraw(self, number: int) -> bool:
+        """Take a chunk back that was sent; False: it was begun, or (the other side will say so) skipped just now."""
+        if self._store < 0:
+            return False
+        os.pwrite(self._store, _NUMBER.pack(number), _WITHDRAWN_AT + number % _WITHDRAWN * _NUMBER.size)
+        return self.begun() < number
+
+    def begun(self) -> int:
+        """The chunk that was begun last; 0: none was; -1: it is not known, for want of the file."""
+        return self._noted(_BEGUN_AT) if self._store >= 0 else -1
+
+    def _noted(self, at: int) -> int:
+        number: int = _NUMBER.unpack(os.pread(self._store, _NUMBER.size, at))[0]
+        return number
 
     def trim(self) -> None:
         """Give the file's memory back. Only between runs, when nothing is on its way."""
         self._room = float("inf")
         if self._store >= 0:
-            os.ftruncate(self._store, 0)
+            os.ftruncate(self._store, _NOTES)
+            os.pwrite(self._store, bytes(_PROGRESS.size), 0)
 
     def close(self) -> None:
         """Close the descriptors. May be called twice."""

@@ -1,12 +1,13 @@
 """A worker process's life: it takes a job and chunks of items, runs them, and reports.
 
-What travels, by kind of message (``transport.Kind``; the number is that of the job or of the chunk):
+What travels, by kind of message (``transport.Kind``; the number is that of the job or of the chunk, counted from 1
+over the worker's life):
 
 to the worker:
     JOB      {"job": number, "surroundings": the caller's, "work": pickle of a ``Job``, "by_value": results that
              pickle refuses go through cloudpickle}
-    CHUNK    (number, first, items, limit_s, limit_bytes), or that with None for the items and then each item as a
-             part of its own
+    CHUNK    (first, items, limit_s, limit_bytes), or that with None for the items and then each item as a part of its
+             own
     AGAIN    the report of this chunk could not be unpacked: send it again, each result as a part of its own
     END      end
 from the worker:
@@ -14,7 +15,9 @@ from the worker:
     REFUSED  (what failed: "load" or "initializer", text): it cannot do the job; chunks of it are not answered
     REPORT   results as one part, or each as one; see :func:`unpack_report`
     AGAIN    this chunk could not be unpacked: send it again, each item as a part of its own
+    SKIPPED  this chunk was withdrawn before it was begun
 
+Beside messages, in the file that both share (``Channel.begin``): which chunk was begun last, and which were withdrawn.
 How workers start, and that they die with the caller, is the business of ``launch``.
 """
 
@@ -152,10 +155,11 @@ class _Worker:
         self._by_value = False
         self._kept: deque[tuple[int, Ran, int, Sequence[Any]]] = deque(maxlen=2)
         self._mean = 0.0  # bytes of a result, as it was packed last
-        self._send_s = 0.0  # seconds to send the last report
+        self._signals = _Signals()
 
     def serve(self, idle_s: float) -> None:
         _listen_to_signals()
+        self._signals = _Signals()
         self._channel.send(Kind.HELLO, self._number)
         while (message := self._channel.receive(idle_s)) is not None:
             if message.kind == Kind.JOB:
@@ -173,10 +177,10 @@ class _Worker:
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def _take_job(self, message: Message) -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or, if the last job ignored it, nothing can be waited for
+        self._signals.restore()
         self._job = None
         self._kept.clear()
-        self._mean = self._send_s = 0.0
+        self._mean = 0.0
         during = "load"
         try:
             told: dict[str, Any] = message.unpack()
@@ -189,6 +193,7 @@ class _Worker:
             during = "initializer"
             if job.initializer is not None:
                 job.initializer()
+                self._signals = _Signals()  # what it set stays: it is not run again for the next job that has it
         except (Exception, SystemExit) as error:  # noqa: BLE001 (it is the user's code; the caller raises)
             self._channel.send(Kind.REFUSED, message.number, pack((during, f"{type(error).__name__}: {error}")))
         else:
@@ -206,13 +211,17 @@ class _Worker:
     # -- chunks -------------------------------------------------------------------------------------------------------
 
     def _take_chunk(self, job: Job, message: Message) -> None:
-        begin = time.perf_counter()
+        if not self._channel.begin(message.number):
+            message.drop()
+            self._channel.send(Kind.SKIPPED, message.number)
+            return
+        begin = time.thread_time()
         try:
             first, items, limit_s, limit_bytes, whole = self._load(lambda: _unpack_chunk(message))
         except Exception:  # noqa: BLE001 (the items come again, one by one, and fail one by one)
             self._channel.send(Kind.AGAIN, message.number)
             return
-        unpack_s = time.perf_counter() - begin
+        unpack_s = time.thread_time() - begin
         in_bytes = message.nbytes
         message.drop()  # its slot is free
         if not whole:
@@ -228,7 +237,7 @@ class _Worker:
 
     def _report(self, number: int, ran: Ran, first: int, items: Sequence[Any], unpack_s: float, in_bytes: int) -> None:
         apart = len(ran.results) == 1 or max(self._mean, ran.nbytes / len(ran.results)) >= APART
-        begin = time.perf_counter()
+        begin = time.thread_time()
         packed = None
         if not apart:
             # one of them does not pickle: the others must not suffer
@@ -241,11 +250,8 @@ class _Worker:
         if packed is None:
             apart, packed = True, self._packed_apart(ran, first, items)
         self._mean = packed.nbytes / len(ran.results)
-        packed_at = time.perf_counter()
-        # to send takes time as well, which is known only afterwards: that of the last report stands for it
-        transport_s = unpack_s + packed_at - begin + self._send_s
+        transport_s = unpack_s + time.thread_time() - begin
         self._channel.send(Kind.REPORT, number, packed, _meta(apart, ran, transport_s, in_bytes))
-        self._send_s = time.perf_counter() - packed_at
 
     def _report_again(self, number: int) -> None:
         for kept, ran, first, items in self._kept:
@@ -303,7 +309,7 @@ class _Checked:
 def _unpack_chunk(message: Message) -> tuple[int, Sequence[Any], float, int, bool]:
     """First index, items, limits, and whether all items could be unpacked."""
     parts = message.parts()
-    _, first, items, limit_s, limit_bytes = load(next(parts))
+    first, items, limit_s, limit_bytes = load(next(parts))
     if items is not None:
         return first, items, limit_s, limit_bytes, True
     items = []
@@ -365,8 +371,25 @@ def _heed_not(number: int, frame: FrameType | None) -> None:
     """Ctrl-C is the caller's business. A handler, for programs that functions start would inherit SIG_IGN."""
 
 
+class _Signals:
+    """What this process does about signals, to be had again after functions changed it; 50 us."""
+
+    def __init__(self) -> None:
+        self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def restore(self) -> None:
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            signal.setitimer(timer, 0.0)  # one that still ran would end the worker
+        for number, handler in self._handlers.items():
+            # None: somebody's who is not Python
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+
+
 def _listen_to_signals() -> None:
-    """Have the signal handlers of a worker, whatever a function set."""
+    """Have the signal handlers that every worker needs after each chunk, whatever a function set."""
     if signal.getsignal(signal.SIGINT) is not _heed_not:
         signal.signal(signal.SIGINT, _heed_not)
     if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:

@@ -59,7 +59,10 @@ class WorkerHandle:
         tag: names the initializer that it ran; b"" for none.
         job: the job it was told last; -1 for none.
         job_at: when (``time.monotonic``).
-        unanswered: chunks it has, the one that runs first.
+        sent: chunks it was sent in its life; the last one's number.
+        job_from: the number before that of the job's first chunk.
+        unanswered: chunks it has, by number, the one that runs first.
+        withdrawn: numbers of chunks taken back from it that it has not skipped yet: they still fill its pipe.
         midway: a message is being sent or taken; if it stays so, that was interrupted and the worker is of no more use.
         idle_since: when it was given back (``time.monotonic``).
         tracked: whether it knows the resource tracker of this process.
@@ -67,7 +70,8 @@ class WorkerHandle:
 
     # fmt: off
     __slots__ = (
-        "channel", "child", "idle_since", "job", "job_at", "midway", "number", "ready", "tag", "tracked", "unanswered"
+        "channel", "child", "idle_since", "job", "job_at", "job_from", "midway", "number", "ready", "sent", "tag",
+        "tracked", "unanswered", "withdrawn",
     )
     # fmt: on
 
@@ -79,7 +83,10 @@ class WorkerHandle:
         self.tag = b""
         self.job = -1
         self.job_at = 0.0
+        self.job_from = 0
+        self.sent = 0
         self.unanswered: dict[int, Chunk] = {}
+        self.withdrawn: set[int] = set()
         self.midway = False
         self.idle_since = time.monotonic()
         self.tracked = _has_tracker()
@@ -87,9 +94,14 @@ class WorkerHandle:
     def alive(self) -> bool:
         return self.child.look() is None and not self.channel.ended
 
+    @property
+    def load(self) -> int:
+        """Chunks it was sent and has said nothing of yet."""
+        return len(self.unanswered) + len(self.withdrawn)
+
     def usable(self) -> bool:
         """Whether the next run may have it."""
-        return self.alive() and not self.midway and not self.unanswered
+        return self.alive() and not self.midway and not self.load
 
     def hear(self) -> list[Message]:
         """What it sent, without waiting."""
@@ -103,8 +115,9 @@ class WorkerHandle:
         for message in self.hear():
             if message.kind == Kind.HELLO:
                 self.ready = True
-            elif message.kind in (Kind.REPORT, Kind.AGAIN):
+            elif message.kind in (Kind.REPORT, Kind.AGAIN, Kind.SKIPPED):
                 self.unanswered.pop(message.number, None)
+                self.withdrawn.discard(message.number)
 
     def close(self) -> None:
         """Close the way to it: an idle worker ends, one at work when it next answers. May be called again."""
@@ -198,7 +211,7 @@ class WorkerPool:
         """End all workers without waiting for them: those at work are killed, the others see that nobody is there."""
         with self._lock:
             for handle in self._all:
-                if handle.unanswered:
+                if handle.load:
                     handle.child.signal(signal.SIGKILL)
                 handle.close()
             self._clear()
@@ -274,7 +287,7 @@ def _has_tracker() -> bool:
 
 def _linger(crew: Iterable[WorkerHandle]) -> None:
     """Wait a moment for those that are at work."""
-    busy = {handle.channel.reading: handle for handle in crew if handle.unanswered and not handle.midway}
+    busy = {handle.channel.reading: handle for handle in crew if handle.load and not handle.midway}
     poll = select.poll()
     for fd in busy:
         poll.register(fd, select.POLLIN)
@@ -282,7 +295,7 @@ def _linger(crew: Iterable[WorkerHandle]) -> None:
     while busy and (left := deadline - time.monotonic()) > 0:
         for fd, _ in poll.poll(left * 1000):
             busy[fd].skip()
-            if not busy[fd].unanswered or busy[fd].channel.ended:
+            if not busy[fd].load or busy[fd].channel.ended:
                 poll.unregister(fd)
                 del busy[fd]
 
@@ -290,7 +303,7 @@ def _linger(crew: Iterable[WorkerHandle]) -> None:
 def _end(handles: list[WorkerHandle]) -> None:
     """End processes, kindly first."""
     try:
-        if any(handle.unanswered for handle in handles):
+        if any(handle.load for handle in handles):
             _wait(handles, TERM_S, signal.SIGTERM)
     finally:
         for handle in handles:

@@ -19,7 +19,7 @@ from unittest import mock
 
 from lazystore._core.delivery import Delivery
 from lazystore.errors import TransportError, WorkerError
-from lazystore.parallel import engine as engine_module
+from lazystore.parallel import caller as caller_module
 from lazystore.parallel import probe as probe_module
 from lazystore.parallel import review as review_module
 from lazystore.parallel.chunk import Chunk, Job, Lost, Report
@@ -411,6 +411,7 @@ class Simulation(Delivery):
         self._costs = costs or Costs()
         self._options = options or {}
         self._serves = (0, 0.0, 0.0, 0.0, -1)
+        self._budget_s = 0.0
         self.supply = Supply(data, clock=self.clock)
         self.engine = Engine(
             Job(func, retries=retries, timeout=timeout),
@@ -433,6 +434,8 @@ class Simulation(Delivery):
         return backend
 
     def more(self) -> bool:
+        if self.waiting and not 0.0 < self._budget_s < self._serves[1]:
+            return True
         self.clock.fresh()
         return self.engine.more(self)
 
@@ -447,7 +450,9 @@ class Simulation(Delivery):
 
     # -- the caller's own work in virtual time --------------------------------------------------------------------
 
-    def serve(self, func: Callable[[Any], Any], items: list[Any], first: int, every: int, cpu: bool) -> None:
+    def serve(
+        self, func: Callable[[Any], Any], items: list[Any], first: int, every: int, cpu: bool, budget_s: float = 0.0
+    ) -> None:
         indices = count(first)
         self._serves = (0, 0.0, 0.0, 0.0, -1)
 
@@ -455,7 +460,8 @@ class Simulation(Delivery):
             self._pass(next(indices))
             return func(item)
 
-        super().serve(called, items, first, 1, cpu)
+        self._budget_s = budget_s
+        super().serve(called, items, first, 1, cpu, 1e-9)  # used up by any call: `more` looks at the virtual time
 
     def served(self) -> tuple[int, float, float, float, int]:
         return self._serves
@@ -489,16 +495,17 @@ class Simulation(Delivery):
                 return self.clock.now * self.cpu_share
 
         with (
-            mock.patch.object(engine_module, "run_chunk", run_here),
-            mock.patch.object(engine_module, "time", Time),
+            mock.patch.object(caller_module, "run_chunk", run_here),
+            mock.patch.object(caller_module, "time", Time),
             mock.patch.object(probe_module, "travel_cost", self._travel_cost),
             mock.patch.object(review_module, "run_delay", float),
             mock.patch.object(probe_module, "_held", {self.engine._job.func: held_share}),
         ):
             self.engine._probe.flow.held_share = held_share
             self.engine._probe._held_known = True
-            if self.cpu_share < 1.0:  # every call waits
-                self.engine._probe._count_waits = lambda: 1000 * self.in_caller
+            # every call waits, or none does
+            waits = 1000 * (self.cpu_share < 1.0)
+            self.engine._probe._count_waits = lambda: waits * self.in_caller
             yield
 
     def _travel_cost(self, item: Any, result: Any) -> Any:

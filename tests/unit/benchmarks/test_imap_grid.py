@@ -285,3 +285,12 @@ def test_an_interrupted_script_leaves_nothing(modules: dict[str, ModuleType]) ->
     found = modules["bench_imap_faults"].interrupts(1, 1)
     assert len(found["gone_s"]) == 1
     assert (found["hung"], found["orphans"]) == (0, 0)  # files in /dev/shm may be those of other tests
+
+
+def test_files_that_somebody_holds_are_not_abandoned(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(modules["bench_imap_faults"], "SHARED", tmp_path)
+    (tmp_path / "left").write_bytes(b"x")
+    with open(tmp_path / "held", "wb"):
+        assert modules["bench_imap_faults"].abandoned({"left", "held", "gone"}) == {"left"}

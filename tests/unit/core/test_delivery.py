@@ -85,7 +85,7 @@ def test_a_circle_through_it_is_collected() -> None:
 
 def test_the_first_and_every_so_manyth_call_is_timed() -> None:
     def steps(delivery: Delivery) -> Iterator[None]:
-        yield delivery.serve(time.sleep, [0.002, 0.0, 0.0, 0.004, 0.0], 70, 3, True)
+        yield delivery.serve(time.sleep, [0.002, 0.0, 0.0, 0.1, 0.0], 70, 3, True)
         yield delivery.serve(time.sleep, [0.0], 75, 1, False)
 
     given = Given(steps)
@@ -93,8 +93,8 @@ def test_the_first_and_every_so_manyth_call_is_timed() -> None:
         next(given)
     timed, seconds, computed_s, longest_s, longest_at = given.served()
     assert (timed, longest_at) == (2, 73)
-    assert seconds >= 0.006
-    assert seconds > longest_s >= 0.004
+    assert seconds >= 0.102
+    assert seconds > longest_s >= 0.1
     assert 0 < computed_s < seconds
     next(given)
     timed, seconds, computed_s, longest_s, longest_at = given.served()
@@ -142,3 +142,35 @@ def test_a_function_that_asks_for_the_next_result_is_refused() -> None:
     with pytest.raises(ValueError, match="further up"):
         next(given)
     assert given.waiting == 1
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_block_that_takes_longer_than_its_budget_is_left_for_who_knows_better(every: int) -> None:
+    rest: list[Any] = []
+
+    def steps(delivery: Delivery) -> Iterator[object]:
+        yield delivery.serve(time.sleep, [0.0] * 6 + [0.25] + [0.0] * 20, 0, every, False, 0.2)
+        rest.extend(delivery.untouched())
+        yield delivery.deliver(["the rest"])
+
+    results = list(Given(steps))
+    assert results[-1] == "the rest"
+    assert len(results) == 8
+    assert rest == [0.0] * 20
+
+
+def test_a_block_that_is_over_its_budget_goes_on_where_nobody_wants_the_rest() -> None:
+    asked: list[int] = []
+
+    def steps(delivery: Delivery) -> Iterator[object]:
+        yield delivery.serve(time.sleep, [0.0] * 5, 0, 1, False, 1e-9)
+        while delivery.waiting:
+            yield asked.append(delivery.waiting)
+
+    assert list(Given(steps)) == [None] * 5
+    assert asked == [4, 3, 2, 1]
+
+
+def test_without_a_budget_a_block_is_never_left() -> None:
+    given = Given(lambda delivery: iter([delivery.serve(time.sleep, [0.005] * 4, 0, 1, False)]))
+    assert list(given) == [None] * 4

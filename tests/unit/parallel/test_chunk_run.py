@@ -76,11 +76,33 @@ def test_it_stops_after_the_item_in_which_time_is_over() -> None:
         return seconds
 
     items = [0.01, 0.01, 0.05, 0.01, 0.01, 0.01]
-    ran = run_chunk(Job(func), items, 40, limit_s=0.06, clock=clock)
+    ran = run_chunk(Job(func), items, 40, limit_s=0.06, clock=clock, delay=float)
     assert ran.results == items[:3]
     assert ran.run_s == pytest.approx(0.07)
     assert ran.longest_s == pytest.approx(0.05)
     assert ran.longest_at == 42
+
+
+def test_time_without_a_processor_does_not_count() -> None:
+    clock, delay = Clock(), Clock()
+    clock.now = delay.now = 7.0
+
+    def func(seconds: float) -> float:
+        clock.now += seconds
+        if seconds == 0.05:
+            clock.now += 0.02
+            delay.now += 0.02
+        return seconds
+
+    items = [0.01, 0.05, 0.01, 0.01, 0.01]
+    ran = run_chunk(Job(func), items, 40, limit_s=0.0699, clock=clock, delay=delay)
+    assert ran.results == items[:3]
+    assert ran.run_s == pytest.approx(0.07)
+    assert ran.longest_s == pytest.approx(0.05)
+    assert ran.longest_at == 41
+    ran = run_chunk(Job(func), [0.05] * 4, 40, clock=clock, delay=delay)
+    assert ran.run_s == pytest.approx(0.2)
+    assert ran.longest_s == pytest.approx(0.05)
 
 
 def test_one_item_is_run_whatever_the_limits() -> None:
@@ -103,14 +125,14 @@ def test_the_clock_is_looked_at_rarely_between_quick_items_and_often_between_slo
     def func(seconds: float) -> None:
         clock.now += seconds
 
-    run_chunk(Job(func), [1e-6] * 10_000, 0, clock=look)
+    run_chunk(Job(func), [1e-6] * 10_000, 0, clock=look, delay=float)
     assert len(looks) < 10_000 / STRETCH + 10
     looks.clear()
-    run_chunk(Job(func), [1e-3] * 100, 0, clock=look)
+    run_chunk(Job(func), [1e-3] * 100, 0, clock=look, delay=float)
     assert len(looks) > 100
     looks.clear()
     # quick ones that become slow are not run in stretches for long
-    ran = run_chunk(Job(func), [2e-6] * 1000 + [1e-3] * 1000, 0, limit_s=0.1, clock=look)
+    ran = run_chunk(Job(func), [2e-6] * 1000 + [1e-3] * 1000, 0, limit_s=0.1, clock=look, delay=float)
     assert 1000 < len(ran.results) < 1000 + 100 + STRETCH
 
 
@@ -299,7 +321,7 @@ def test_a_chunk_is_not_kept_alive_by_an_error() -> None:
 
 
 def test_times_are_those_of_the_clock() -> None:
-    ran = run_chunk(Job(time.sleep), [0.001, 0.02, 0.001], 10)
+    ran = run_chunk(Job(time.sleep), [0.001, 0.02, 0.001], 10, delay=float)
     assert ran.longest_at == 11
     assert ran.longest_s >= 0.02
     assert ran.run_s >= 0.022

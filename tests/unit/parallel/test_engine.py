@@ -17,6 +17,7 @@ from support.simulated_workers import Costs, Script, Simulation, Spinning, Virtu
 
 from lazystore.errors import ClosedError, ItemTimeoutError, WorkerDiedError, WorkerError
 from lazystore.parallel.failures import Failure
+from lazystore.parallel.fleet import CRASHES, KILLS
 from lazystore.parallel.tuner import Limits
 
 AUTO = ("serial", "thread", "process")
@@ -327,8 +328,6 @@ def test_where_nothing_takes_over_the_error_is_raised_and_no_end_is_pretended(br
         found.extend(simulation)
     with pytest.raises(ClosedError):
         next(simulation)
-    with pytest.raises(StopIteration):  # it has been said twice
-        next(simulation)
     assert simulation.backends[0].closed
 
 
@@ -364,7 +363,7 @@ def test_only_an_item_that_takes_too_long_fails(
 
 
 def test_an_item_that_always_kills_is_found_and_no_other_fails() -> None:
-    for code, most in ((-11, 2), (-9, 5)):
+    for code, most in ((-11, CRASHES), (-9, KILLS)):
         simulation = Simulation(
             double, range(50), Script([0.001] * 50, kills={17: 99}, exit_code=code), on_error="yield"
         )
@@ -372,7 +371,7 @@ def test_an_item_that_always_kills_is_found_and_no_other_fails() -> None:
         (failure,) = (result for result in found if isinstance(result, Failure))
         assert (failure.index, failure.error.exit_code, found.index(failure)) == (17, code, 17)
         assert isinstance(failure.error, WorkerDiedError)
-        assert 99 - simulation.script.kills[17] <= most + 1  # once among others, then alone
+        assert 99 - simulation.script.kills[17] <= most + 2  # some times among others, then alone
         assert len(found) == 50
 
 
@@ -393,6 +392,24 @@ def test_workers_that_do_not_pay_give_way_to_the_caller() -> None:
     assert simulation.in_caller > count / 2
     assert simulation.stats.done == count
     assert all(backend.closed and not backend.out for backend in simulation.backends)
+
+
+@pytest.mark.parametrize("total", [None, 600])
+@pytest.mark.parametrize("quick", [1, 20, 300, 512])
+def test_the_caller_does_not_go_on_alone_when_items_turn_out_slow(quick: int, total: int | None) -> None:
+    simulation = Simulation(
+        double,
+        range(600),
+        Script([2e-6] * quick + [0.1] * (600 - quick)),
+        workers=8,
+        kinds=("serial", "process"),
+        total=total,
+    )
+    with simulation.serial_time():
+        assert list(simulation) == [2 * k for k in range(600)]
+    assert simulation.in_caller < quick + 10
+    assert simulation.stats.done == simulation.stats.handed_out == 600
+    assert simulation.clock.now < 1.3 * (600 - quick) * 0.1 / 8 + 0.2
 
 
 def test_waiting_work_goes_to_threads_and_computing_work_to_processes() -> None:

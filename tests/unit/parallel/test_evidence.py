@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import sys
 import threading
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 
@@ -170,6 +172,34 @@ def test_an_item_and_a_result_are_weighed():
     assert 5000 <= cost.out_bytes < 5100
     assert 0 < cost.in_bytes < 100
     assert cost.seconds == cost.item.seconds + cost.result.seconds > 0
+
+
+def test_what_pickling_takes_the_first_time_and_what_a_pickler_takes_is_left_out(monkeypatch):
+    now = 0.0
+
+    class Value:
+        def __init__(self, *takes):
+            self.takes = list(takes)
+
+        def __reduce__(self):
+            nonlocal now
+            now += self.takes.pop(0)
+            return int, ()
+
+    class Pickler(pickle.Pickler):
+        def __init__(self, *args, **options):
+            nonlocal now
+            now += 20e-6
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(evidence, "pickle", SimpleNamespace(Pickler=Pickler))
+    monkeypatch.setattr(evidence, "time", SimpleNamespace(perf_counter=lambda: now))
+    cost = travel_cost(Value(0.5e-3, 0.2e-3), 7)
+    assert cost.item.seconds == pytest.approx(0.2e-3)
+    assert cost.result.seconds == 0.0
+    slow = Value(0.5, 0.1)
+    assert travel_cost(slow, 7).seconds == pytest.approx(0.5, rel=1e-3)
+    assert slow.takes == [0.1]  # what takes long is tried once
 
 
 def test_the_function_is_not_called():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 from support import carried
+from support.driving import HANG_S
 
 from lazystore.errors import ClosedError, TransportError, WorkerError
 from lazystore.parallel import executor_backend
@@ -186,6 +188,48 @@ def test_a_function_or_an_item_that_cannot_travel_is_told(processes):
         with pytest.raises(TransportError, match="cannot carry the function or an item"):
             drive(backend, [Chunk(0, 0, [item])])
     assert results(drive(ExecutorBackend(Job(carried.square), processes), chunks(3))) == [0, 1, 4]
+
+
+def test_what_waits_can_be_taken_back(threads):
+    gate = threading.Event()
+    backend = ExecutorBackend(Job(lambda _: gate.wait(HANG_S)), threads)
+    backend.start(2)
+    chunks = [Chunk(k, k, [k]) for k in range(6)]
+    for chunk in chunks:
+        backend.submit(chunk)
+    assert backend.take_waiting(3) == chunks[3:]
+    assert backend.room(2) == 1
+    assert backend.take_waiting(9) == chunks[2:3]
+    assert backend.take_waiting(9) == []
+    gate.set()
+    ended = []
+    while len(ended) < 2:
+        ended += [event.chunk.number for event in backend.wait(HANG_S)]
+    assert sorted(ended) == [0, 1]
+    assert backend.wait(0) == []
+    backend.submit(chunks[5])
+    assert [event.chunk.number for event in backend.wait(HANG_S)] == [5]
+    backend.close()
+
+
+class Refusing(Executor):
+    """Pickles at once, as Dask does."""
+
+    def submit(self, func, /, *args):
+        pickle.dumps((func, args))
+        raise AssertionError
+
+
+def test_what_the_job_is_refused_for_is_not_taken_for_an_item_s_fault():
+    backend = ExecutorBackend(Job(lambda _: None), Refusing())
+    backend.start(2)
+    backend.submit(Chunk(0, 0, [1]))
+    with pytest.raises(TransportError, match="cannot carry the function"):
+        backend.wait(HANG_S)
+    backend = ExecutorBackend(Job(abs), Refusing())
+    with pytest.raises(TransportError):
+        backend.submit(Chunk(0, 0, [threading.Lock()]))
+    backend.close()
 
 
 def test_the_initializer_runs_once_in_each_worker(either):

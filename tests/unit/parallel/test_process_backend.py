@@ -188,6 +188,110 @@ def test_only_the_chunk_a_dead_worker_was_at_began() -> None:
     backend.close()
 
 
+def test_chunks_of_a_worker_that_had_not_begun_them_did_not_begin() -> None:
+    backend = ProcessBackend(Job(imap_funcs.double, initializer=imap_funcs.rest))
+    backend.start(1)
+    await_ready(backend, 1)
+    backend.submit(Chunk(0, 0, [1]))
+    time.sleep(0.05)
+    (pid,) = worker_pids(backend)
+    os.kill(pid, signal.SIGKILL)
+    (lost,) = await_news(backend)
+    assert isinstance(lost, Lost)
+    assert (lost.began, lost.exit_code) == (False, -signal.SIGKILL)
+    backend.close()
+
+
+def test_workers_that_end_in_the_initializer_are_an_error() -> None:
+    backend = ProcessBackend(Job(imap_funcs.double, initializer=imap_funcs.leave_early))
+    with pytest.raises(WorkerError, match=r"3 worker processes ended while .* the initializer, .* exit status 3"):
+        drive(backend, range(10), lost=[])
+    backend.close()
+
+
+def test_a_chunk_that_waits_can_be_taken_back() -> None:
+    backend = ProcessBackend(Job(imap_funcs.nap))
+    backend.start(2)
+    await_ready(backend, 2)
+    chunks = [Chunk(0, 0, [1.0]), Chunk(1, 1, [0.001]), Chunk(2, 2, [0.002]), Chunk(3, 3, [0.003])]
+    for chunk in chunks:
+        backend.submit(chunk)
+    done = []
+    while len(done) < 2:
+        done += [event.chunk.number for event in await_news(backend)]
+    assert done == [1, 3]
+    assert backend.room(2) == 2
+    assert backend.take_waiting(0) == []
+    assert backend.take_waiting(5) == [chunks[2]]
+    assert backend.take_waiting(5) == []
+    assert backend.room(2) == 2  # it still fills the pipe
+    backend.submit(chunks[2])
+    (report,) = await_news(backend)
+    assert isinstance(report, Report)
+    assert (report.chunk.number, report.results) == (2, [0.002])
+    (report,) = await_news(backend)
+    assert (report.chunk.number, backend.room(2)) == (0, 3)
+    deadline = time.monotonic() + HANG_S
+    while backend.room(2) < 4:
+        assert time.monotonic() < deadline
+        assert backend.wait(0.01) == []
+    backend.close()
+
+
+def test_workers_with_chunks_taken_back_serve_the_next_run() -> None:
+    for _ in range(20):
+        backend = ProcessBackend(Job(imap_funcs.nap))
+        backend.start(1)
+        await_ready(backend, 1)
+        pids = worker_pids(backend)
+        backend.submit(Chunk(0, 0, [0.005]))
+        for number in range(1, 4):
+            backend.submit(Chunk(number, number, [b"x" * 100_000]))
+        assert len(backend.take_waiting(9)) == 3
+        (report,) = await_news(backend)
+        assert report.chunk.number == 0
+        backend.close()
+        backend = ProcessBackend(Job(imap_funcs.double))
+        assert drive(backend, range(5), workers=1) == [0, 2, 4, 6, 8]
+        assert worker_pids(backend) == pids
+        backend.close()
+
+
+def test_nothing_is_lost_or_run_twice_when_chunks_are_taken_back_at_random(tmp_path: Path) -> None:
+    backend = ProcessBackend(Job(imap_funcs.mark))
+    chance = random.Random(8)
+    lost: list[Lost] = []
+    taken = 0
+
+    def take(done: int) -> None:
+        nonlocal taken
+        if chance.random() < 0.5:
+            for chunk in backend.take_waiting(chance.randrange(3)):
+                taken += 1
+                lost.append(Lost(chunk, began=False))
+                backend.submit(chunk)
+
+    items = [(tmp_path, number) for number in range(400)]
+    assert drive(backend, items, depth=4, lost=lost, news=take) == list(range(400))
+    assert taken > 20
+    assert not any(event.began for event in lost)
+    backend.close()
+
+
+def test_trouble_of_the_job_is_told_by_waiting_and_not_by_submitting() -> None:
+    backend = ProcessBackend(Job(imap_funcs.double, initializer=imap_funcs.Remember("fail")))
+    backend.start(1)
+    for number in range(200):
+        backend.submit(Chunk(number, number, [number]))
+        time.sleep(0.001)
+    with pytest.raises(WorkerError, match="initializer"):
+        await_news(backend)
+    backend.submit(Chunk(200, 200, [200]))
+    with pytest.raises(WorkerError, match="initializer"):
+        await_news(backend)
+    backend.close()
+
+
 def test_what_a_worker_sent_before_it_died_is_not_lost(tmp_path: Path) -> None:
     backend = ProcessBackend(Job(imap_funcs.leave_once))
     lost: list[Lost] = []
@@ -440,7 +544,7 @@ def test_a_run_that_is_dropped_gives_its_workers_back() -> None:
 def test_workers_that_cannot_come_up_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     POOL.end_all()
     monkeypatch.setattr("lazystore.parallel.worker_pool.PRELOAD", ("lazystore.parallel.worker_main",))
-    monkeypatch.setattr("sys.executable", "/bin/false")
+    monkeypatch.setattr("lazystore.parallel.launch._executable", lambda: "/bin/false")
     backend = ProcessBackend(Job(imap_funcs.double))
     with pytest.raises(WorkerError):
         backend.start(2)

@@ -83,11 +83,11 @@ class Worker:
 
 
 def packed_chunk(chunk: Chunk) -> Packed:
-    return pack((chunk.number, chunk.first, chunk.items, chunk.limit_s, chunk.limit_bytes))
+    return pack((chunk.first, chunk.items, chunk.limit_s, chunk.limit_bytes))
 
 
 def packed_apart(chunk: Chunk) -> Packed:
-    head = pack((chunk.number, chunk.first, None, chunk.limit_s, chunk.limit_bytes))
+    head = pack((chunk.first, None, chunk.limit_s, chunk.limit_bytes))
     return joined([head, *[pack(item) for item in chunk.items]])
 
 
@@ -161,7 +161,7 @@ def test_chunks_are_run_and_counted() -> None:
 
 def test_two_chunks_may_wait_at_once() -> None:
     with worker(Job(double)) as here:
-        chunks = [Chunk(number, 0, [number]) for number in range(6)]
+        chunks = [Chunk(number, 0, [number]) for number in range(1, 7)]
         here.give(chunks[0])
         for before, after in zip(chunks, [*chunks[1:], None], strict=True):
             if after is not None:
@@ -270,7 +270,7 @@ class ShyResult:
 def test_a_result_that_cannot_be_unpickled_here_hurts_only_itself() -> None:
     with worker(Job(ShyResult(0))) as here:
         # the next chunk was sent before this one's report could be looked at
-        chunks = [Chunk(number, 10 * number, [0, 1, 2, 3]) for number in range(2)]
+        chunks = [Chunk(number, 10 * number, [0, 1, 2, 3]) for number in (1, 2)]
         for chunk in chunks:
             here.give(chunk)
         for message, chunk in zip([here.hear(), here.hear()], chunks, strict=True):
@@ -445,7 +445,7 @@ def test_the_callers_main_module_is_imported_when_a_function_is_there(
         assert here.run([-1]).results == [1]
         assert capfd.readouterr().out == ""  # not before it is needed
         here.take(Job(abs), work=job_of(ByName("twice")), main=script(SCRIPT))
-        head = pickle.dumps((7, 0, None, 1e9, 1 << 40))
+        head = pickle.dumps((0, None, 1e9, 1 << 40))
         thing = ByName("Thing", 21).pickled() + b"."
         here.channel.send(Kind.CHUNK, 7, Packed([head, thing], [len(head), 0, len(thing), 0], len(head) + len(thing)))
         assert here.report(Chunk(7, 0, [None])).results == [42]
@@ -456,7 +456,7 @@ def test_it_is_imported_for_an_item_as_well(script: Callable[[str], tuple[str, s
     with fresh_worker() as here:
         here.take(Job(repr), main=script(SCRIPT))
         assert here.run([1]).results == ["1"]
-        items = b"(I7\nI0\n(l" + ByName("Thing", 21).pickled() + b"aF1.0\nI99\nt."
+        items = b"(I0\n(l" + ByName("Thing", 21).pickled() + b"aF1.0\nI99\nt."
         here.channel.send(Kind.CHUNK, 7, Packed([items], [len(items), 0], len(items)))
         (result,) = here.report(Chunk(7, 0, [None])).results
         assert result.startswith("<__mp_main__.Thing object")
@@ -583,6 +583,64 @@ def test_signal_handlers_that_a_function_sets_do_not_stay() -> None:
         assert here.ended() == -signal.SIGTERM
 
 
+def spoil_more(value: int) -> int:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    return value
+
+
+def watch_for_usr2() -> None:
+    signal.signal(signal.SIGUSR2, spoil_heard)
+
+
+def spoil_heard(number: int, frame: object) -> None:
+    pass
+
+
+def signals(_: int) -> list[object]:
+    time.sleep(0.5)
+    handlers = [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)]
+    return [*handlers, sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))]
+
+
+def test_no_signal_of_one_job_troubles_the_next_but_an_initializer_s_handlers_stay() -> None:
+    with worker(Job(spoil_more, initializer=watch_for_usr2)) as here:
+        here.run([1])
+        here.take(Job(signals))
+        assert here.run([1]).results == [[signal.SIG_DFL, spoil_heard, []]]
+
+
+def test_a_chunk_that_was_withdrawn_is_skipped() -> None:
+    with worker(Job(nap)) as here:
+        for number in range(1, 5):
+            here.give(Chunk(number, number, [0.2]))
+        while here.channel.begun() < 1:
+            time.sleep(0.001)
+        assert not here.channel.withdraw(1)
+        assert here.channel.withdraw(3)
+        assert here.report(Chunk(1, 1, [0.2])).results == [0.2]
+        assert here.report(Chunk(2, 2, [0.2])).results == [0.2]
+        skipped = here.hear()
+        assert (skipped.kind, skipped.number, skipped.nbytes) == (Kind.SKIPPED, 3, 0)
+        assert here.report(Chunk(4, 4, [0.2])).results == [0.2]
+        assert here.channel.begun() == 4
+
+
+class Lazy:
+    """Its unpickling takes its time, and nothing of the processor's."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return time.sleep, (0.4,)
+
+
+def test_of_transport_only_the_processor_s_time_counts() -> None:
+    with worker(Job(what)) as here:
+        report = here.run([Lazy(), b"x" * 1_000_000])
+        assert report.results == ["NoneType", "bytes"]
+        assert 0 < report.transport_s < 0.3
+
+
 def ctrl_c_of_a_program(_: int) -> int:
     return subprocess.run(["sh", "-c", "kill -INT $$; sleep 1; exit 5"], check=False).returncode
 
@@ -687,7 +745,8 @@ def test_its_modules_load_little() -> None:
     code = """
 import sys
 import lazystore.parallel.worker_main
-heavy = {"numpy", "asyncio", "multiprocessing", "concurrent.futures", "fsspec", "ctypes", "socket"} & set(sys.modules)
+heavy = {"numpy", "asyncio", "multiprocessing", "concurrent.futures", "fsspec", "ctypes", "socket", "random"}
+heavy &= {*sys.modules}
 assert not heavy, heavy
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)}
