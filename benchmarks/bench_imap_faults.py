@@ -150,7 +150,9 @@ def abandoned(names: set[str]) -> set[str]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             maps = Path(f"/proc/{pid}/maps").read_text()
             held |= {line.rpartition("/")[2] for line in maps.splitlines() if f" {SHARED}/" in line}
-            held |= {os.path.basename(os.readlink(link)) for link in Path(f"/proc/{pid}/fd").iterdir()}
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                    held.add(os.path.basename(os.readlink(link)))
     return {name for name in names if name not in held and (SHARED / name).exists()}
 
 

@@ -35,7 +35,6 @@ class Caller:
         self._policy = policy
         self._stats = stats
         self._initialized = job.initializer is None
-        self._warned = False
 
     def initialize(self) -> None:
         """Run the initializer, once, before the first item.
@@ -72,11 +71,8 @@ class Caller:
         return ran, Part(first, ran.results, items, ran.failures, weigh(ran.results[0]))
 
     def in_place_of_a_worker(self, chunk: Chunk) -> Report:
-        """Run a chunk that cannot travel."""
+        """Run a chunk that no worker is to have."""
         self.initialize()
-        if not self._warned:
-            self._warned = True
-            warn(f"item {chunk.first} cannot be sent to a worker process and runs here, as all like it will")
         ran = run_chunk(self.job, chunk.items, chunk.first, catch=Exception)
         self._stats.in_caller += len(chunk.items)
         self._stats.caller_s += ran.run_s  # the rest is counted with the report

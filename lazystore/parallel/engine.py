@@ -277,8 +277,7 @@ class Engine:
         """The first item is done: the caller goes on, with what workers have not got yet."""
         self._first_call = None
         self._stage = "serial" if self._fleet is None else "starting"
-        self._probe.first(*call.taken())
-        self._probe.items += 1
+        self._probe.first(*call.taken(), seen=call.seen)
         call.fleet.close()
 
     def _ready(self) -> bool:

@@ -33,6 +33,8 @@ class FirstCall:
         fleet.feed(new=False)
         self._watch = Watch(backend.threads[0])
         self._share = 1.0
+        #: whether it was looked at while it ran
+        self.seen = False
 
     def over(self, timeout: float) -> bool:
         """Whether it is done, after ``timeout`` seconds at most."""
@@ -45,5 +47,6 @@ class FirstCall:
 
     def look(self) -> tuple[float, float]:
         """Seconds it has worked or waited so far, and the share of them that it computed."""
+        self.seen = True
         run_s, self._share = self._watch.look()
         return run_s, self._share

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from lazystore.errors import ItemTimeoutError, TransportError, WorkerDiedError
 from lazystore.parallel.arrivals import Arrivals, Part
+from lazystore.parallel.caller import warn
 from lazystore.parallel.chunk import Backend, Chunk, Job, Lost, Report
 from lazystore.parallel.chunk_run import weigh
 from lazystore.parallel.failures import Failed
@@ -33,7 +34,7 @@ LONG_S: Final = 0.02
 STEAL_S: Final = 0.001
 #: bytes an item from which results that are there do not wait until more is packed
 HEAVY: Final = 1 << 18
-#: pieces in which a chunk is run again that a worker died of
+#: pieces of a chunk that a worker died of, or that cannot travel
 PIECES: Final = 16
 #: workers that one item, running alone, may lose: to signals that others send as well, and to anything else
 KILLS: Final = 8
@@ -89,6 +90,7 @@ class Fleet:
         self._chunk = 0
         #: items of a chunk that came back whole
         self._proved = 0
+        self._told = False
         self._growing = False
         self._handling_s = 0.0
         self._handled = 0
@@ -211,7 +213,7 @@ class Fleet:
         if self.backlog:
             head = min(self.backlog, key=lambda chunk: chunk.first)
             # what a worker handed back is for all of them
-            count = max(1, min(len(head.items), self._fitting(), self._limits.chunk or self._chunk or 1))
+            count = max(1, min(len(head.items), self._fitting(), self._size()))
             if count > self._fitting() and not self._is_due(head.first):
                 return None
             self.backlog.remove(head)
@@ -244,7 +246,12 @@ class Fleet:
 
     def _size(self) -> int:
         """Items of the next chunk; at most twice as many as came back whole since it last had to shrink."""
-        remaining = None if self._total is None else max(1, self._total - self._supply.index)
+        waiting = sum(len(chunk.items) for chunk in self.backlog)
+        remaining: int | None = None
+        if self._supply.ended:
+            remaining = max(1, waiting)
+        elif self._total is not None:
+            remaining = max(1, self._total - self._supply.index + waiting)
         overhead_s = self._handling_s / self._handled if self._handled > 8 else 0.0
         ideal = chunk_items(
             self._flow,
@@ -287,12 +294,20 @@ class Fleet:
     def _cannot_travel(self, chunk: Chunk, error: TransportError) -> None:
         """An item does not pickle: only that one is run in the caller, or fails."""
         if len(chunk.items) > 1:
-            for k, item in enumerate(chunk.items):
-                self.backlog.append(self._cut([item], chunk.first + k, chunk.deaths))
+            self._in_pieces(chunk)
         elif self.run_here is not None:
+            if not self._told:
+                self._told = True
+                warn(f"item {chunk.first} cannot be sent to a worker process and runs here, as all like it will")
             self._take(self.run_here(chunk))
         else:
             self._failed(chunk, 0, error)
+
+    def _in_pieces(self, chunk: Chunk) -> None:
+        """Have a chunk that cannot go as it is go in smaller ones; again and again, down to single items."""
+        step = -(-len(chunk.items) // PIECES)
+        for k in range(0, len(chunk.items), step):
+            self.backlog.append(self._cut(chunk.items[k : k + step], chunk.first + k))
 
     # -- collecting -----------------------------------------------------------------------------------------------
 
@@ -331,10 +346,8 @@ class Fleet:
         elif not lost.began:
             self.backlog.append(self._cut(chunk.items, chunk.first, chunk.deaths))
         elif len(chunk.items) > 1:
-            # in pieces, down to one by one, so that an item that kills is found and takes no other with it
-            step = -(-len(chunk.items) // PIECES)
-            for k in range(0, len(chunk.items), step):
-                self.backlog.append(self._cut(chunk.items[k : k + step], chunk.first + k))
+            # so that an item that kills is found and takes no other with it
+            self._in_pieces(chunk)
         else:
             deaths = chunk.deaths + 1
             most = (KILLS if lost.exit_code in _FOREIGN else CRASHES) + self.job.retries

@@ -111,8 +111,9 @@ class Probe:
         except (KeyError, TypeError):
             return False
 
-    def first(self, run_s: float, cpu_share: float) -> None:
-        """What is known of the first item, while it runs or after it."""
+    def first(self, run_s: float, cpu_share: float, *, seen: bool = False) -> None:
+        """What is known of the first item, while it runs or after it; in the end, whether the share was ``seen``."""
+        self.items += seen
         self.flow.run_s = self.flow.longest_s = run_s
         self.flow.cpu_share = cpu_share
         self.spent_s = run_s

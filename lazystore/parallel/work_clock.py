@@ -69,6 +69,8 @@ class Watch:
         assert thread.ident is not None
         self._stat = _Schedstat(f"self/task/{thread.native_id}")
         self._clock = time.pthread_getcpuclockid(thread.ident) if hasattr(time, "pthread_getcpuclockid") else None
+        self._state = f"/proc/self/task/{thread.native_id}/stat"
+        self._looks = self._runnable = 0
         self._wall, self._cpu, self._delay = time.perf_counter(), self._computed(), self._stat.delay()
 
     def _computed(self) -> float:
@@ -80,5 +82,15 @@ class Watch:
         Only while the thread is alive.
         """
         computed = self._computed() - self._cpu
+        self._looks += 1
+        self._runnable += self._is_runnable()
         own = max(time.perf_counter() - self._wall - (self._stat.delay() - self._delay), computed, 1e-9)
-        return own, min(1.0, computed / own)
+        # what it waits for a processor at this moment is not in its delay yet
+        return own, min(1.0, max(computed / own, self._runnable / self._looks))
+
+    def _is_runnable(self) -> bool:
+        try:
+            with open(self._state, "rb") as file:
+                return file.read().rpartition(b") ")[2][:1] == b"R"
+        except OSError:  # not Linux, or it has ended
+            return False

@@ -20,6 +20,7 @@ from unittest import mock
 from lazystore._core.delivery import Delivery
 from lazystore.errors import TransportError, WorkerError
 from lazystore.parallel import caller as caller_module
+from lazystore.parallel import engine as engine_module
 from lazystore.parallel import probe as probe_module
 from lazystore.parallel import review as review_module
 from lazystore.parallel.chunk import Chunk, Job, Lost, Report
@@ -496,10 +497,10 @@ class Simulation(Delivery):
 
         with (
             mock.patch.object(caller_module, "run_chunk", run_here),
-            mock.patch.object(caller_module, "time", Time),
+            mock.patch.object(engine_module, "time", Time),
             mock.patch.object(probe_module, "travel_cost", self._travel_cost),
             mock.patch.object(review_module, "run_delay", float),
-            mock.patch.object(probe_module, "_held", {self.engine._job.func: held_share}),
+            mock.patch.object(probe_module, "_held", {self.engine._caller.job.func: held_share}),
         ):
             self.engine._probe.flow.held_share = held_share
             self.engine._probe._held_known = True

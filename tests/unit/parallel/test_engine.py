@@ -174,7 +174,7 @@ def simulated(scenario: dict[str, Any], source: Iterable[int], func: Callable[[A
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(scenarios())
 def test_every_item_is_delivered_once_as_by_a_plain_loop(scenario: dict[str, Any]) -> None:
     source = Numbers(scenario["count"], scenario["raises_at"])
@@ -233,7 +233,7 @@ def test_an_endless_source_is_never_further_ahead_than_asked_for(
     consumer_s=st.sampled_from([0.0, 0.05]),
     fits=st.integers(0, 40),
 )
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_results_never_weigh_more_than_the_budget_and_one_item(
     ordered: bool, seconds: float, shape: str, consumer_s: float, fits: int
 ) -> None:
@@ -290,6 +290,7 @@ def test_the_first_results_do_not_wait_for_a_slow_source() -> None:
 # -- workers that are lost, late, refused, or do not pay --------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(
     breaks_at=st.floats(0.0, 0.3),
     kinds=st.sampled_from([AUTO, ("process", "thread")]),
@@ -318,6 +319,7 @@ def test_threads_take_over_where_processes_break(
     assert [backend.kind for backend in simulation.backends] in ([], ["process"], ["process", "thread"])
 
 
+@settings(max_examples=40)
 @given(breaks_at=st.floats(0.0, 0.3), ordered=st.booleans())
 def test_where_nothing_takes_over_the_error_is_raised_and_no_end_is_pretended(breaks_at: float, ordered: bool) -> None:
     simulation = Simulation(
@@ -331,6 +333,7 @@ def test_where_nothing_takes_over_the_error_is_raised_and_no_end_is_pretended(br
     assert simulation.backends[0].closed
 
 
+@settings(max_examples=40)
 @given(
     late=st.sets(st.integers(0, 59), max_size=4),
     on_error=st.sampled_from(["yield", "skip"]),
@@ -485,6 +488,7 @@ def test_what_is_not_an_exception_is_raised_in_its_place_whatever_the_policy(kin
     assert found == list(range(20))
 
 
+@settings(max_examples=40)
 @given(
     changes=st.dictionaries(st.integers(1, 90), st.sampled_from(["serial", "thread", "process"]), max_size=3),
     breaks_at=st.sampled_from([inf, 0.02, 0.1, 0.2]),
