@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 from collections.abc import AsyncIterable, Iterable
 from typing import Any, Final, SupportsFloat, SupportsIndex
@@ -14,6 +15,12 @@ __all__ = ["Given", "length_of"]
 
 #: bytes ahead of the consumer, unless given: a share of memory, and no more than this
 MOST_BYTES: Final = 256 << 20
+
+
+@functools.lru_cache(maxsize=1)
+def _memory() -> int:
+    """Looked up once: it takes longer than a short run."""
+    return memory_limit()
 
 
 class Given:
@@ -31,7 +38,7 @@ class Given:
         self.workers = _count("n_jobs", n_jobs)
         self.chunk = _count("chunksize", chunksize)
         self.bytes = (
-            min(MOST_BYTES, memory_limit() // 8)
+            min(MOST_BYTES, _memory() // 8)
             if max_buffer_bytes is None
             else parse_bytes(max_buffer_bytes, name="max_buffer_bytes")
         )

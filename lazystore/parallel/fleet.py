@@ -167,7 +167,7 @@ class Fleet:
         idle = self.backend.room(1)
         if idle <= 0 or not self._sent or self._flow.longest_s < STEAL_S:
             return False
-        stolen = self.backend.take_waiting(idle) if hasattr(self.backend, "take_waiting") else []
+        stolen = self.backend.take_waiting(idle)
         for chunk in stolen:
             del self._sent[chunk.number]
             self._items_out -= len(chunk.items)

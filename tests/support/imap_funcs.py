@@ -110,6 +110,15 @@ def remembered(item: object) -> tuple[int, list[object]]:
     return os.getpid(), list(_remembered)
 
 
+def await_file(path: Path) -> Path:
+    """The same path, once there is something."""
+    for _ in range(30_000):
+        if path.exists():
+            return path
+        time.sleep(0.001)
+    raise TimeoutError(path)
+
+
 def rest() -> None:
     time.sleep(30)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.scripts import PATHS
 
 from lazystore.parallel.packing import (
     BESIDE,
@@ -177,3 +181,26 @@ def test_a_file_that_is_too_short_is_an_end(way: Any) -> None:
                 list(parts_of_store(fd, 0, BIG, plain=True))
     finally:
         os.close(fd)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have ways of their own")
+def test_memory_of_large_values_is_kept_for_the_next_ones() -> None:
+    code = """
+import resource, sys
+from lazystore.parallel.packing import keep_freed
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for count in [1, 5, 2, 5, 1, 4] * 5:
+        values = [b"x" * 1_000_000 for _ in range(count)]
+        del values
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+before = faults()
+keep_freed(1_000_000)
+faults()
+assert faults() < before / 5, before
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy
 import pytest
+from support.imap_funcs import await_file
 from support.scripts import PATHS
 
 from lazystore.errors import TransportError
@@ -611,19 +612,22 @@ def test_no_signal_of_one_job_troubles_the_next_but_an_initializer_s_handlers_st
         assert here.run([1]).results == [[signal.SIG_DFL, spoil_heard, []]]
 
 
-def test_a_chunk_that_was_withdrawn_is_skipped() -> None:
-    with worker(Job(nap)) as here:
-        for number in range(1, 5):
-            here.give(Chunk(number, number, [0.2]))
+def test_a_chunk_that_was_withdrawn_is_skipped(tmp_path: Path) -> None:
+    with worker(Job(await_file)) as here:
+        go = tmp_path / "go"
+        chunks = [Chunk(number, number, [go]) for number in range(1, 5)]
+        for chunk in chunks:
+            here.give(chunk)
         while here.channel.begun() < 1:
             time.sleep(0.001)
         assert not here.channel.withdraw(1)
         assert here.channel.withdraw(3)
-        assert here.report(Chunk(1, 1, [0.2])).results == [0.2]
-        assert here.report(Chunk(2, 2, [0.2])).results == [0.2]
+        go.touch()
+        assert here.report(chunks[0]).results == [go]
+        assert here.report(chunks[1]).results == [go]
         skipped = here.hear()
         assert (skipped.kind, skipped.number, skipped.nbytes) == (Kind.SKIPPED, 3, 0)
-        assert here.report(Chunk(4, 4, [0.2])).results == [0.2]
+        assert here.report(chunks[3]).results == [go]
         assert here.channel.begun() == 4
 
 
