@@ -13,6 +13,7 @@ import os
 import pickle
 import select
 import signal
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -68,6 +69,7 @@ class ProcessBackend:
         self._job = job
         self._number = next(_job_numbers)
         self._pid = os.getpid()
+        self._generation = POOL.generation
         self._target = 0
         self._crew: list[WorkerHandle] = []
         self._by_fd: dict[int, WorkerHandle] = {}
@@ -178,6 +180,14 @@ class ProcessBackend:
             raise WorkerError("this run belongs to the process that this one was forked from; start a new one here")
         if not self._finish.alive:
             raise WorkerError("this run is closed")
+        self._check_pool()
+
+    def _check_pool(self) -> None:
+        """Daemon threads still run when the interpreter ends: they go no further, and say nothing."""
+        if self._generation != POOL.generation:
+            while threading.current_thread().daemon:
+                time.sleep(3600.0)
+            raise WorkerError("the workers of this run were ended with the interpreter")
 
     def _fill(self) -> None:
         """Have as many workers as there should be."""
@@ -227,7 +237,9 @@ class ProcessBackend:
         """Take what workers have to say; waits until one has, or so many seconds."""
         if self._job.timeout is not None and self._out:
             seconds = min(seconds, self._end_late())
-        for fd, _ in self._poll.poll(None if seconds == math.inf else seconds * 1000):
+        found = self._poll.poll(None if seconds == math.inf else seconds * 1000)
+        self._check_pool()
+        for fd, _ in found:
             handle = self._by_fd.get(fd)
             if handle is None:
                 continue  # buried a moment ago

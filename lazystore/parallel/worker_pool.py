@@ -131,6 +131,9 @@ class WorkerPool:
     Safe to use from several threads. In a child of ``fork`` it starts empty. Workers end with the interpreter, without
     being waited for, and when this process is killed. The fork server they come from stays as long as this process: an
     interpreter with lazystore's modules (and numpy, if this process has it), whose memory workers share.
+
+    Attributes:
+        generation: how often all workers were ended.
     """
 
     def __init__(self) -> None:
@@ -140,6 +143,7 @@ class WorkerPool:
         self._all: set[WorkerHandle] = set()
         self._server: ForkServer | None = None
         self._numbers = itertools.count(1)
+        self.generation = 0
         self._registered = False
 
     def warm(self, tag: bytes = b"") -> int:
@@ -179,7 +183,11 @@ class WorkerPool:
         Those at work have 50 ms to finish; then they are ended: at most half a second more, usually a millisecond.
         """
         with self._lock:
-            crew[:] = [handle for handle in crew if handle in self._all]  # after a fork they are the parent's
+            mine = [handle for handle in crew if handle in self._all]  # after a fork they are the parent's
+        for handle in crew:
+            if handle not in mine:
+                handle.close()
+        crew[:] = mine
         try:
             _linger(crew)
         finally:
@@ -208,11 +216,16 @@ class WorkerPool:
         return -signal.SIGKILL if code is None else code
 
     def end_all(self) -> None:
-        """End all workers without waiting for them: those at work are killed, the others see that nobody is there."""
+        """End all workers without waiting for them: those at work are killed, the others see that nobody is there.
+
+        At the interpreter's end a daemon thread may have some of them; what it has is not taken from under its hands.
+        """
         with self._lock:
+            self.generation += 1
             for handle in self._all:
                 if handle.load:
                     handle.child.signal(signal.SIGKILL)
+            for handle in self._idle:
                 handle.close()
             self._clear()
 

@@ -204,7 +204,7 @@ def test_chunks_of_a_worker_that_had_not_begun_them_did_not_begin() -> None:
 
 def test_workers_that_end_in_the_initializer_are_an_error() -> None:
     backend = ProcessBackend(Job(imap_funcs.double, initializer=imap_funcs.leave_early))
-    with pytest.raises(WorkerError, match=r"3 worker processes ended while .* the initializer, .* exit status 3"):
+    with pytest.raises(WorkerError, match=r"[34] worker processes ended while .* the initializer, .* exit status 3"):
         drive(backend, range(10), lost=[])
     backend.close()
 
@@ -549,9 +549,7 @@ def test_workers_that_cannot_come_up_are_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("lazystore.parallel.launch._executable", lambda: "/bin/false")
     backend = ProcessBackend(Job(imap_funcs.double))
     with pytest.raises(WorkerError):
-        backend.start(2)
-        backend.submit(Chunk(0, 0, [1]))
-        await_news(backend)
+        drive(backend, [1], lost=[])
     backend.close()
     POOL.end_all()
 
