@@ -31,8 +31,6 @@ from lazystore.parallel.tuner import MOST_ITEMS, Estimate, Limits, serial_block
 
 __all__ = ["Engine"]
 
-#: item time from which work is laid out for workers that are still starting
-EARLY_S: Final = 0.005
 #: seconds of work the caller takes from the source in one go, while workers may come in and when they will not
 BLOCK_S: Final = 0.002
 ALONE_S: Final = 0.008
@@ -281,7 +279,7 @@ class Engine:
         call.fleet.close()
 
     def _ready(self) -> bool:
-        return self._fleet is not None and self._tend(self._fleet, 0.0) and self._fleet.backend.ready() > 0
+        return self._fleet is not None and self._tend(self._fleet, 0.0) and self._fleet.done_items > 0
 
     # -- the caller works -----------------------------------------------------------------------------------------
 
@@ -293,6 +291,8 @@ class Engine:
             self._while_starting()
         elif len(self._kinds) > 1:
             self._consider()
+        if self._stage == "starting" and not self._own:
+            return self._help()
         if self._stage == "parallel":
             return None
         items, first = self._block()
@@ -301,13 +301,8 @@ class Engine:
                 return self._end()
             self._go_parallel()
             return None
-        try:
-            self._caller.initialize()
-        except WorkerError:
-            self.close()
-            raise
         if not self._probe.items or self._probe.weighable:
-            self._run_one(items, first)
+            self._run_all(items, first)  # so that a result can be weighed as well
             return None
         read = self._read(items, first)
         if not read:
@@ -351,16 +346,22 @@ class Engine:
         self._arrivals.put(part)
         return []
 
-    def _run_one(self, items: list[Any], first: int) -> None:
-        """Run an item so that its result can be weighed as well."""
+    def _run_all(self, items: list[Any], first: int) -> None:
+        """Run items here, one after the other, and have their results wait for their turn."""
+        try:
+            self._caller.initialize()
+        except WorkerError:
+            self.close()
+            raise
         self._probe.begin()
         cpu_s = time.thread_time()
         ran, part = self._caller.run(items, first)
         cpu_s = time.thread_time() - cpu_s
-        served = (1, ran.run_s, min(cpu_s, ran.run_s), ran.longest_s, first)
-        self._probe.account(1, ran.run_s + self._flow.consumer_s, served)
+        count = len(items)
+        served = (count, ran.run_s, min(cpu_s, ran.run_s), ran.longest_s, ran.longest_at)
+        self._probe.account(count, ran.run_s + count * self._flow.consumer_s, served)
         self._flow.source_s = self._supply.item_s
-        self._stats.ran_here(1, served)
+        self._stats.ran_here(count, served)
         if not ran.failures and self._probe.weighable:
             self._probe.weigh(items[0], ran.results[0])
         self._arrivals.put(part)
@@ -386,20 +387,21 @@ class Engine:
         if self._stage == "parallel" and self._fleet is not None:
             self._fleet.add(self._own, self._own_first)
             self._own = []
-        if self._stage != "starting" or self._fleet is None or self._flow.run_s < EARLY_S:
-            return
-        if self._first_call is not None:
+        if self._stage == "starting" and self._fleet is not None:
+            if self._first_call is None:
+                self._keep(start_s)
             self._tend(self._fleet, 0.0)
-            return
-        # long items: workers find something to do when they come up, the caller keeps what it can do meanwhile
-        keep = max(1, min(12, int(start_s / self._flow.run_s)))
+
+    def _keep(self, start_s: float) -> None:
+        """Of the next items, have the caller keep what it can do until workers come up, who get those behind."""
+        assert self._fleet is not None
+        keep = max(1, min(MOST_ITEMS, self._fleet.space(), int(start_s / max(self._flow.run_s, 1e-6))))
         if self._own:
             self._fleet.add(self._own[keep:], self._own_first + keep)
             del self._own[keep:]
         else:
             self._own = self._supply.take(keep, 0.002)
             self._own_first = self._supply.index - len(self._own)
-        self._tend(self._fleet, 0.0)
 
     def _begin(self, kind: str, workers: int) -> None:
         """Have workers of this kind, or of another where that cannot be."""
@@ -444,8 +446,21 @@ class Engine:
             return
         if self._fleet.backend.kind == "process" and self._probe.lock_is_free():
             self._change("thread", "the function lets other threads run")
-        elif self._fleet.backend.ready() or (not self._own and (self._fleet.busy or self._fleet.backlog)):
+        elif self._fleet.done_items or self._fleet.idle:
+            # they have shown that they work: being up is not enough, they have modules to import
             self._go_parallel()
+
+    def _help(self) -> bool | None:
+        """Run some items behind those that workers were given, who are not at work yet."""
+        fleet = self._fleet
+        assert fleet is not None
+        count = min(self._block_items(), fleet.space(starting=True))
+        items = self._supply.take(count, 0.002) if count > 0 else []
+        if not items:
+            self._tend(fleet, 0.002)
+            return True if self.patience_s is not None else None
+        self._run_all(items, self._supply.index - len(items))
+        return None
 
     def _go_parallel(self) -> None:
         assert self._fleet is not None

@@ -165,9 +165,10 @@ class Fleet:
     def _steal(self) -> bool:
         """Take chunks that wait behind others back for workers that have nothing to do; whether there were any."""
         idle = self.backend.room(1)
-        if idle <= 0 or not self._sent or self._flow.longest_s < STEAL_S:
-            return False
-        stolen = self.backend.take_waiting(idle)
+        waiting = len(self._sent) - (self.backend.workers - idle)
+        if idle <= 0 or waiting <= 0 or self.backend.kind == "thread" or self._flow.longest_s < STEAL_S:
+            return False  # threads take their chunks from one queue
+        stolen = self.backend.take_waiting(min(idle, waiting))
         for chunk in stolen:
             del self._sent[chunk.number]
             self._items_out -= len(chunk.items)
@@ -223,11 +224,9 @@ class Fleet:
         if self._supply.ended:
             return None
         count = self._size()
-        window = window_items(self._flow, self._limits, self.backend.workers, self._chunk, self._depth())
-        ahead = self._items_out + self._arrivals.items
-        count = min(count, window - ahead, self._fitting())
+        count = min(count, self.space())
         if count < 1:
-            if ahead:
+            if self._items_out + self._arrivals.items:
                 self._stats.window_stalls += 1
                 return None
             count = 1  # nothing else is ahead: it goes whatever it weighs
@@ -236,6 +235,18 @@ class Fleet:
 
     def _is_due(self, first: int) -> bool:
         return self._arrivals.is_due(first) or (not self._sent and not self._arrivals.ready)
+
+    def space(self, *, starting: bool = False) -> int:
+        """Items that may be pulled now beyond those that are under way or wait for the consumer.
+
+        Parameters:
+            starting: workers have not shown yet how quick they are.
+        """
+        if starting:
+            window = self._limits.ahead or MOST_ITEMS
+        else:
+            window = window_items(self._flow, self._limits, self.backend.workers, self._chunk, self._depth())
+        return min(window - self._items_out - self._arrivals.items, self._fitting())
 
     def _fitting(self) -> int:
         """Items whose results there is room for."""

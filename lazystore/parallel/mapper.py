@@ -6,7 +6,6 @@ Here: arguments, and the iterator that callers hold. What happens when is the ``
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -26,8 +25,11 @@ from lazystore.parallel.engine import Engine
 from lazystore.parallel.failures import Failed
 from lazystore.parallel.map_stats import MapStats, progress_of
 from lazystore.parallel.policy import OnError, Policy
+from lazystore.parallel.process_backend import ProcessBackend
 from lazystore.parallel.supply import Supply
+from lazystore.parallel.thread_backend import ThreadBackend
 from lazystore.parallel.tuner import Limits
+from lazystore.parallel.worker_pool import warm_workers
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -185,7 +187,7 @@ def start_imap(
         limits=Limits(cpus, workers, given.chunk, given.bytes, ahead),
         backends=partial(_backend, None if isinstance(backend, str) else backend),
         kinds=kinds,
-        warm=_warm,
+        warm=warm_workers,
         ordered=ordered,
         total=total,
         stats=stats,
@@ -227,23 +229,13 @@ def _workers(backend: object, kinds: tuple[str, ...], cpus: int) -> int:
     return min(MANY_THREADS, cpus + FEW_THREADS) if kinds == ("thread",) else cpus
 
 
-def _warm() -> int:
-    """Worker processes that are ready; none where none was ever started."""
-    pool = sys.modules.get("lazystore.parallel.worker_pool")
-    return 0 if pool is None else int(pool.warm_workers())
-
-
 def _backend(executor: Executor | None, kind: str, job: Job, workers: int) -> Backend:
     if executor is not None:
         from lazystore.parallel.executor_backend import ExecutorBackend
 
         return ExecutorBackend(job, executor, workers)
     if kind == "process":
-        from lazystore.parallel.process_backend import ProcessBackend
-
         return ProcessBackend(job)
-    from lazystore.parallel.thread_backend import ThreadBackend
-
     return ThreadBackend(job)
 
 

@@ -130,7 +130,8 @@ class WorkerPool:
 
     Safe to use from several threads. In a child of ``fork`` it starts empty. Workers end with the interpreter, without
     being waited for, and when this process is killed. The fork server they come from stays as long as this process: an
-    interpreter with lazystore's modules (and numpy, if this process has it), whose memory workers share.
+    interpreter with lazystore's modules, whose memory workers share (without numpy, which takes longer than all the
+    rest and is not needed by all).
 
     Attributes:
         generation: how often all workers were ended.
@@ -281,14 +282,13 @@ class WorkerPool:
     def _child(self, number: int, fds: tuple[int, ...], variables: dict[str, str]) -> Child:
         if not has_fork_server():
             return start_interpreter(number, fds, variables)
-        preload = [*PRELOAD, *(["numpy"] if "numpy" in sys.modules else [])]
         if self._server is not None and self._server.alive():
             # WorkerError: it ended this moment
             with contextlib.suppress(WorkerError):
                 return self._server.start(number, fds)
         if self._server is not None:
             self._server.close()
-        self._server = ForkServer(preload, variables)
+        self._server = ForkServer(PRELOAD, variables)
         return self._server.start(number, fds)
 
 

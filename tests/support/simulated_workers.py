@@ -234,6 +234,17 @@ class SimulatedBackend:
         self._schedule(worker, chunk)
         self.chunks += 1
 
+    def take_waiting(self, most: int) -> list[Chunk]:
+        self._settle()
+        taken: list[Chunk] = []
+        for worker in self._crew:
+            if len(taken) < most and len(worker.tasks) == 2:
+                task = worker.tasks.pop()
+                task.gone = True
+                worker.free_at = inf if worker.tasks[0].report is None else worker.tasks[0].end
+                taken.append(task.chunk)
+        return taken
+
     def wait(self, timeout: float | None) -> list[Report | Lost]:
         assert not self.closed, "somebody waits for a closed backend"
         deadline = inf if timeout is None else self._clock.now + timeout
