@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from lazystore.parallel.async_mapper import aimap
     from lazystore.parallel.failures import Failure
     from lazystore.parallel.mapper import imap, imap_unordered
-    from lazystore.parallel.plan import StreamingOptimizationResult, optimize_streaming
+    from lazystore.parallel.plans.plan import StreamingOptimizationResult, optimize_streaming
     from lazystore.parallel.writing.complete import complete_dataset
     from lazystore.parallel.writing.merge import merge_datasets
     from lazystore.parallel.writing.write import write_dataset
@@ -91,7 +91,7 @@ _HOMES = {
     "parallel.async_mapper": ("aimap",),
     "parallel.failures": ("Failure",),
     "parallel.mapper": ("imap", "imap_unordered"),
-    "parallel.plan": ("StreamingOptimizationResult", "optimize_streaming"),
+    "parallel.plans.plan": ("StreamingOptimizationResult", "optimize_streaming"),
     "parallel.writing.complete": ("complete_dataset",),
     "parallel.writing.merge": ("merge_datasets",),
     "parallel.writing.write": ("write_dataset",),

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lazystore.parallel.async_mapper import aimap
-    from lazystore.parallel.batches import process_in_batches
     from lazystore.parallel.failures import Failure
     from lazystore.parallel.mapper import imap, imap_unordered
-    from lazystore.parallel.plan import StreamingOptimizationResult, optimize_streaming
-    from lazystore.parallel.pool_map import OptimizationResult, optimize
-    from lazystore.parallel.profile import DiagnosticProfile
+    from lazystore.parallel.plans.batches import process_in_batches
+    from lazystore.parallel.plans.plan import StreamingOptimizationResult, optimize_streaming
+    from lazystore.parallel.plans.pool_map import OptimizationResult, optimize
+    from lazystore.parallel.plans.profile import DiagnosticProfile
 
 _HOMES = {
-    "DiagnosticProfile": "profile",
+    "DiagnosticProfile": "plans.profile",
     "Failure": "failures",
-    "OptimizationResult": "pool_map",
-    "StreamingOptimizationResult": "plan",
+    "OptimizationResult": "plans.pool_map",
+    "StreamingOptimizationResult": "plans.plan",
     "aimap": "async_mapper",
     "imap": "mapper",
     "imap_unordered": "mapper",
-    "optimize": "pool_map",
-    "optimize_streaming": "plan",
-    "process_in_batches": "batches",
+    "optimize": "plans.pool_map",
+    "optimize_streaming": "plans.plan",
+    "process_in_batches": "plans.batches",
 }
 
 __all__ = [

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from lazystore.parallel.map_stats import MapStats
-    from lazystore.parallel.policy import OnError
+    from lazystore.parallel.scheduling.policy import OnError
 
 __all__ = ["AsyncImap", "aimap"]
 

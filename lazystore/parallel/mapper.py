@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from inspect import iscoroutinefunction
@@ -15,21 +16,21 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, cast
 
 from lazystore._core.delivery import Delivery
 from lazystore.errors import ClosedError, ConfigError, UnsupportedError
-from lazystore.parallel import worker_main
 from lazystore.parallel.arguments import Given, length_of
-from lazystore.parallel.arrivals import Part
 from lazystore.parallel.chunk import Backend, Job
 from lazystore.parallel.cpus import usable_cpus
 from lazystore.parallel.dataset_items import DatasetItems, items_of
-from lazystore.parallel.engine import Engine
 from lazystore.parallel.failures import Failed
 from lazystore.parallel.map_stats import MapStats, progress_of
-from lazystore.parallel.policy import OnError, Policy
-from lazystore.parallel.process_backend import ProcessBackend
-from lazystore.parallel.supply import Supply
-from lazystore.parallel.thread_backend import ThreadBackend
-from lazystore.parallel.tuner import Limits
-from lazystore.parallel.worker_pool import warm_workers
+from lazystore.parallel.scheduling.arrivals import Part
+from lazystore.parallel.scheduling.engine import Engine
+from lazystore.parallel.scheduling.policy import OnError, Policy
+from lazystore.parallel.scheduling.supply import Supply
+from lazystore.parallel.scheduling.tuner import Limits
+from lazystore.parallel.workers import worker_main
+from lazystore.parallel.workers.process_backend import ProcessBackend
+from lazystore.parallel.workers.thread_backend import ThreadBackend
+from lazystore.parallel.workers.worker_pool import warm_workers
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -223,7 +224,7 @@ def _kinds(backend: object, given: Given) -> tuple[str, ...]:
 def _workers(backend: object, kinds: tuple[str, ...], cpus: int) -> int:
     """Workers where none but this kind will do and their number was not given."""
     if kinds == ("executor",):
-        from lazystore.parallel.executor_backend import executor_workers
+        from lazystore.parallel.workers.executor_backend import executor_workers
 
         return executor_workers(cast("Executor", backend))
     return min(MANY_THREADS, cpus + FEW_THREADS) if kinds == ("thread",) else cpus
@@ -231,7 +232,7 @@ def _workers(backend: object, kinds: tuple[str, ...], cpus: int) -> int:
 
 def _backend(executor: Executor | None, kind: str, job: Job, workers: int) -> Backend:
     if executor is not None:
-        from lazystore.parallel.executor_backend import ExecutorBackend
+        from lazystore.parallel.workers.executor_backend import ExecutorBackend
 
         return ExecutorBackend(job, executor, workers)
     if kind == "process":
@@ -254,6 +255,7 @@ class Imap(Delivery):
         self._name = name
         self._total = total
         self._process = os.getpid()
+        _living.add(self)
         self._late: Exception | None = None
 
     @property
@@ -328,3 +330,14 @@ class Imap(Delivery):
     def __repr__(self) -> str:
         of = "" if self._total is None else f" of {self._total:,}"
         return f"<imap of {self._name}: {self._stats.handed_out:,}{of} results, {self._stats.backend}>"
+
+
+def _after_fork_in_child() -> None:
+    """What waits in an iterator is the parent's to hand out."""
+    for each in list(_living):
+        each.take()
+        each.untouched()
+
+
+_living: weakref.WeakSet[Imap] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from lazystore.errors import ConfigError, ItemTimeoutError, WorkerError
 from lazystore.parallel.arguments import Given, length_of
-from lazystore.parallel.chunk_run import weigh
 from lazystore.parallel.failures import Failed
 from lazystore.parallel.map_stats import MapStats, progress_of
-from lazystore.parallel.policy import OnError, Policy
+from lazystore.parallel.scheduling.policy import OnError, Policy
+from lazystore.parallel.workers.chunk_run import weigh
 
 __all__ = ["TaskWindow"]
 

@@ -14,7 +14,7 @@ from math import exp, inf, log
 
 from support.simulated_workers import Costs, Script, Simulation
 
-from lazystore.parallel.tuner import Limits
+from lazystore.parallel.scheduling.tuner import Limits
 
 COSTS = Costs(start_s=0.0, birth_s=0.0, item_s=150e-9)
 SHAPES: dict[str, Callable[[float, int], list[float]]] = {}

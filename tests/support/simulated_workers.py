@@ -19,17 +19,17 @@ from unittest import mock
 
 from lazystore._core.delivery import Delivery
 from lazystore.errors import TransportError, WorkerError
-from lazystore.parallel import caller as caller_module
-from lazystore.parallel import engine as engine_module
-from lazystore.parallel import probe as probe_module
-from lazystore.parallel import review as review_module
 from lazystore.parallel.chunk import Chunk, Job, Lost, Report
-from lazystore.parallel.chunk_run import Ran, run_chunk
-from lazystore.parallel.engine import Engine
 from lazystore.parallel.map_stats import MapStats
-from lazystore.parallel.policy import OnError, Policy
-from lazystore.parallel.supply import Supply
-from lazystore.parallel.tuner import Limits
+from lazystore.parallel.scheduling import caller as caller_module
+from lazystore.parallel.scheduling import engine as engine_module
+from lazystore.parallel.scheduling import probe as probe_module
+from lazystore.parallel.scheduling import review as review_module
+from lazystore.parallel.scheduling.engine import Engine
+from lazystore.parallel.scheduling.policy import OnError, Policy
+from lazystore.parallel.scheduling.supply import Supply
+from lazystore.parallel.scheduling.tuner import Limits
+from lazystore.parallel.workers.chunk_run import Ran, run_chunk
 
 __all__ = ["Costs", "Script", "SimulatedBackend", "Simulation", "Spinning", "VirtualClock"]
 
@@ -521,7 +521,7 @@ class Simulation(Delivery):
             yield
 
     def _travel_cost(self, item: Any, result: Any) -> Any:
-        from lazystore.parallel.evidence import Travel, TravelCost
+        from lazystore.parallel.scheduling.evidence import Travel, TravelCost
 
         each_s, in_bytes, out_bytes = self._costs.item_s / 2, self.script.item_bytes, self.script.until_bytes[1]
         return TravelCost(Travel(each_s, in_bytes), Travel(each_s, out_bytes), Travel(0.0, 0))

@@ -1,0 +1,1 @@
+"""What `imap` does when: probing, choosing workers, cutting chunks, handing results on."""
