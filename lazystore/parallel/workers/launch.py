@@ -263,7 +263,7 @@ def _interpreter(
 
     code = (
         f"import sys; sys.path[:] = {Surroundings.capture().path!a}; "
-        f"from lazystore.parallel import launch; launch.{function}(*{arguments!a})"
+        f"from lazystore.parallel.workers import launch; launch.{function}(*{arguments!a})"
     )
     executable = _executable()
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does

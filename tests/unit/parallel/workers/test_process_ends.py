@@ -153,7 +153,7 @@ def test_a_script_s_own_functions_run_in_workers(tmp_path: Path, programs: list[
 
 def test_an_unguarded_script_ends_with_a_remedy(tmp_path: Path, programs: list[Program]) -> None:
     text = HEAD + (
-        "from lazystore.parallel import worker_main\n"
+        "from lazystore.parallel.workers import worker_main\n"
         "def square(n):\n"
         "    return n ** 2\n"
         "if worker_main.importing_main():\n"
