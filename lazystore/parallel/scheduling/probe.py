@@ -32,6 +32,8 @@ ENOUGH: Final = 10
 #: share of the time the lock is held below which threads run side by side
 FREE_SHARE: Final = 0.4
 
+#: bytes an item and its result from which threads, which copy nothing, are worth waiting for
+COPIED: Final = 1 << 16
 #: item time from which the first item is worth watching
 LONG_S: Final = 0.002
 
@@ -144,7 +146,7 @@ class Probe:
                 best = found
         if best is None or best.gain < WORTH:
             return None
-        if best.kind == "process" and self._lock_in_question() and self.flow.run_s < 0.005:
+        if best.kind == "process" and self._worth_asking():
             return None  # a few ms more and the sampler knows
         return best if self._due(best, start_s, remaining) else None
 
@@ -172,6 +174,18 @@ class Probe:
     def _threads_possible(self) -> bool:
         waits = self.flow.cpu_share < 0.5 and self.flow.run_s > FINE_S
         return waits or (self._held_known and self.flow.held_share < FREE_SHARE and self.flow.run_s > FINE_S)
+
+    def _worth_asking(self) -> bool:
+        """Whether threads may turn out to be better than processes, so that starting those should wait for an answer.
+
+        Where little is copied the answer may come while they start.
+        """
+        if not self._lock_in_question() or self.flow.run_s > 0.005:
+            return False
+        if self.flow.in_bytes + self.flow.out_bytes > COPIED:
+            return True
+        share = None if self._sampler is None else self._sampler.share()
+        return share is not None and share.samples > 0 and share.held < 0.5
 
     def _lock_in_question(self) -> bool:
         return not self._held_known and "thread" in self.kinds and self.flow.run_s > 2 * FINE_S

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Review"]
 
-#: seconds of looking before a verdict
+#: seconds of looking before a verdict, and looks in a row that show workers to be slower than the caller
 LOOK_S: Final = 0.25
+TWICE: Final = 2
 
 
 class Review:
@@ -34,6 +35,7 @@ class Review:
         self._source_s = -1.0
         self._delay_s = run_delay()
         self._hopeless_s = 0.0
+        self._slow = 0
         #: seconds an item at the last look, the consumer's and the source's left out
         self.item_s = 0.0
 
@@ -61,7 +63,11 @@ class Review:
             return ""
         if fleet.backend.kind == "thread" and flow.cpu_share > 0.5 and self._alone_s < WORTH * item_s:
             return "process"
-        if fleet.backend.kind == "process" and item_s > run_s:
-            self._hopeless_s = run_s
-            return "serial"
-        return ""
+        if fleet.backend.kind != "process" or item_s < WORTH * run_s:
+            self._slow = 0
+            return ""
+        self._slow += 1
+        if self._slow < TWICE:
+            return ""  # what others do on this machine for a moment is no reason to give up
+        self._hopeless_s = run_s
+        return "serial"

@@ -37,8 +37,8 @@ CHUNK_BYTES: Final = 4 << 20
 #: seconds the caller spends on a chunk that carries next to nothing, and a worker process does
 CALLER_S: Final = 60e-6
 WORKER_S: Final = 40e-6
-#: the same for a thread, most of it under the interpreter's lock
-THREAD_S: Final = 30e-6
+#: the same for a thread, most of it under the interpreter's lock, for which it has to wait
+THREAD_S: Final = 80e-6
 #: bytes a second that pass from process to process, in and out of memory that both see
 BYTES_PER_S: Final = 2.5e9
 #: seconds the caller spends on an item, however little it carries
