@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from support.elsewhere import long_nap, nap, square, square_but_odd
 
 from lazystore.errors import ConfigError, ItemTimeoutError, WorkerError
 from lazystore.parallel.async_mapper import AsyncImap, aimap
@@ -19,26 +20,6 @@ from lazystore.parallel.failures import Failure
 from lazystore.parallel.mapper import imap
 
 BACKENDS = ["auto", "serial", "thread", "tasks"]
-
-
-def square(x: int) -> int:
-    return x * x
-
-
-def square_but_odd(x: int) -> int:
-    if x % 3 == 1:
-        raise ValueError(f"odd {x}")
-    return x * x
-
-
-def nap(x: int) -> int:
-    time.sleep(0.01)
-    return x
-
-
-def long_nap(x: int) -> int:
-    time.sleep(0.05)
-    return x
 
 
 def start(func: Callable[[Any], Any], data: Any, backend: str, **arguments: Any) -> AsyncImap:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import imap_ways
+from support import elsewhere, imap_ways
 from support import map_funcs as funcs
 
 from lazystore import imap, imap_unordered
@@ -67,17 +67,8 @@ def test_unordered_does_not_wait_for_a_slow_item(options: dict[str, Any], tmp_pa
 @imap_ways.by_workers
 def test_what_follows_a_slow_item_is_worked_on_meanwhile(options: dict[str, Any], tmp_path: Path) -> None:
     """Item 0 ends only after some of those behind it, which is up to the other worker."""
-    results = imap(functools.partial(_waits_for_others, tmp_path), range(12), chunksize=1, **options)
+    results = imap(functools.partial(elsewhere.waits_for_others, tmp_path), range(12), chunksize=1, **options)
     assert list(results) == list(range(12))
-
-
-def _waits_for_others(folder: Path, number: int) -> int:
-    (folder / str(number)).touch()
-    until = time.monotonic() + funcs.PATIENCE
-    while number == 0 and sum(1 for _ in folder.iterdir()) < 4:
-        assert time.monotonic() < until, "nobody else works"
-        time.sleep(0.002)
-    return number
 
 
 @imap_ways.everywhere

@@ -9,17 +9,16 @@ import os
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import imap_ways, scripts
+from support import elsewhere, imap_ways, scripts
 from support import map_funcs as funcs
 
 from lazystore import imap, imap_unordered
-from lazystore.errors import ConfigError, LazyStoreError, TransportError, WorkerDiedError, WorkerError
+from lazystore.errors import ConfigError, LazyStoreError, TransportError, WorkerDiedError
 
 PROCESSES: dict[str, Any] = {"backend": "process", "n_jobs": 2}
 THREADS: dict[str, Any] = {"backend": "thread", "n_jobs": 2}
@@ -302,35 +301,21 @@ def test_it_works_in_an_event_loop(backend: str) -> None:
 def test_it_works_in_a_child_of_multiprocessing(method: str, daemon: bool, tmp_path: Path) -> None:
     """Daemons may not start processes: there is a reason and a remedy where they are asked for, else threads."""
     context: Any = multiprocessing.get_context(method)
-    child = context.Process(target=_map_in_child, args=(tmp_path / "found", daemon), daemon=daemon)
+    child = context.Process(target=elsewhere.map_in_child, args=(tmp_path / "found", daemon), daemon=daemon)
     child.start()
     child.join(60)
     assert child.exitcode == 0
     assert (tmp_path / "found").read_text() == repr(SQUARES)
 
 
-def _map_in_child(place: Path, daemon: bool) -> None:
-    if daemon:
-        with pytest.raises(WorkerError, match=r"daemon.*backend='thread'"):
-            list(imap(funcs.square, range(40), backend="process", n_jobs=2))
-    found = list(imap(funcs.square, range(40), backend="auto" if daemon else "process", n_jobs=2))
-    place.write_text(repr(found))
-
-
 @pytest.mark.filterwarnings("ignore:.*daemon.*:RuntimeWarning")
 def test_long_work_in_a_daemon_goes_to_threads(tmp_path: Path) -> None:
     context: Any = multiprocessing.get_context("spawn")
-    child = context.Process(target=_spin_in_child, args=(tmp_path / "found",), daemon=True)
+    child = context.Process(target=elsewhere.spin_in_child, args=(tmp_path / "found",), daemon=True)
     child.start()
     child.join(60)
     assert child.exitcode == 0
     assert (tmp_path / "found").read_text() == repr([funcs.spin(50_000)] * 80)
-
-
-def _spin_in_child(place: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        place.write_text(repr(list(imap(funcs.spin, [50_000] * 80))))
 
 
 @pytest.mark.parametrize("guard", [True, False])

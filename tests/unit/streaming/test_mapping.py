@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support import datasets, golden
+from support.elsewhere import number
 
 from lazystore import (
     CombinedStreamingDataset,
@@ -31,10 +32,6 @@ COUNT = 700
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return datasets.write(tmp_path_factory.mktemp("mapping") / "data", COUNT)
-
-
-def number(item: dict[str, Any]) -> int:
-    return int(item["id"])
 
 
 def begun(dataset: StreamingDataset) -> DatasetItems:
