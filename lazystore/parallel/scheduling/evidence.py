@@ -157,10 +157,11 @@ class GilSampler:
     def _look(self) -> None:
         waits = wait_counter()
         clock = time.perf_counter
+        chance = random.Random()  # not the program's own, whose numbers may have been seeded
         longest = 1e-3
         before, waited = clock(), waits()
         for _ in range(MOST_LOOKS):
-            asleep = random.uniform(0.3 * longest, longest)
+            asleep = chance.uniform(0.3 * longest, longest)
             if self._stopping.acquire(timeout=asleep):
                 return
             now, waited_now = clock(), waits()

@@ -37,8 +37,9 @@ CHUNK_BYTES: Final = 4 << 20
 #: seconds the caller spends on a chunk that carries next to nothing, and a worker process does
 CALLER_S: Final = 60e-6
 WORKER_S: Final = 40e-6
-#: the same for a thread, most of it under the interpreter's lock, for which it has to wait
-THREAD_S: Final = 80e-6
+#: the same for a thread, most of it under the interpreter's lock; and with the wait for that, where it is busy
+THREAD_S: Final = 30e-6
+THREAD_WAIT_S: Final = 80e-6
 #: bytes a second that pass from process to process, in and out of memory that both see
 BYTES_PER_S: Final = 2.5e9
 #: seconds the caller spends on an item, however little it carries
@@ -197,7 +198,7 @@ def chunk_items(
     if limits.chunk:
         return limits.chunk
     run_s = max(flow.run_s, 1e-7)
-    least = THREAD_S if kind == "thread" else CALLER_S + WORKER_S
+    least = THREAD_WAIT_S if kind == "thread" else CALLER_S + WORKER_S
     handling = max(overhead_s, least)
     by_work = handling * (1.0 - OVERHEAD) / (OVERHEAD * run_s)
     by_caller = workers * handling / (0.5 * run_s)
