@@ -506,6 +506,7 @@ class Simulation(Delivery):
             def thread_time() -> float:
                 return self.clock.now * self.cpu_share
 
+        held_share = min(held_share, self.cpu_share)  # who waits does not hold the lock
         with (
             mock.patch.object(caller_module, "run_chunk", run_here),
             mock.patch.object(engine_module, "time", Time),

@@ -117,7 +117,7 @@ class Probe:
         """What is known of the first item, while it runs or after it; in the end, whether the share was ``seen``."""
         self.items += seen
         self.flow.run_s = self.flow.longest_s = run_s
-        self.flow.cpu_share = cpu_share
+        self.flow.cpu_share = max(cpu_share, self.flow.held_share) if self._held_known else cpu_share
         self.spent_s = run_s
         if self._sampler is None and self._lock_in_question() and cpu_share > 0.3:
             self._start_sampler()
@@ -172,7 +172,9 @@ class Probe:
         return not self._weighed and len(self.kinds) > 1 and (self.spent_s > 0.001 or self.flow.run_s > 0.0005)
 
     def _threads_possible(self) -> bool:
-        waits = self.flow.cpu_share < 0.5 and self.flow.run_s > FINE_S
+        # whoever holds the lock computes; where that is not known yet, half-way figures are no proof of waiting
+        share = max(self.flow.cpu_share, self.flow.held_share) if self._held_known else 2.0 * self.flow.cpu_share
+        waits = share < 0.5 and self.flow.run_s > FINE_S
         return waits or (self._held_known and self.flow.held_share < FREE_SHARE and self.flow.run_s > FINE_S)
 
     def _worth_asking(self) -> bool:
