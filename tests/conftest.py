@@ -19,7 +19,9 @@ settings.register_profile("long", parent=settings.get_profile("dev"), max_exampl
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
-# A shell that starts a job in the background has it ignore Ctrl-C, and its children would inherit that.
+# A shell that starts a job in the background has it ignore Ctrl-C, nohup a hang-up; children would inherit that.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

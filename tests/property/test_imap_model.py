@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,6 +81,8 @@ def source(items: list[Item], end: int | None) -> Iterator[tuple[int, Item]]:
         yield place, item
 
 
+# workers cannot import a test module: "auto" says so, and goes on with threads
+@pytest.mark.filterwarnings("ignore:.*imap goes on with threads:RuntimeWarning")
 @settings(max_examples=60)
 @given(
     items=ITEMS,
