@@ -18,7 +18,8 @@ from lazystore.parallel.workers.chunk_run import Ran, run_chunk, weigh
 
 __all__ = ["Caller", "warn"]
 
-_HERE: Final = str(Path(__file__).parent)
+#: of all of `imap`: its iterator lies outside of this folder
+_HERE: Final = str(Path(__file__).parents[1])
 
 
 class Caller:
@@ -84,4 +85,4 @@ def warn(text: str) -> None:
     level, frame = 2, _getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
         level, frame = level + 1, frame.f_back
-    warnings.warn(text, RuntimeWarning, stacklevel=level - 1)
+    warnings.warn(text, RuntimeWarning, stacklevel=level)
