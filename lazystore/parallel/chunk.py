@@ -45,7 +45,6 @@ class Chunk:
         limit_s: the worker stops after the item that is running when so many seconds have passed.
         limit_bytes: it stops likewise when results so far weigh this many bytes.
         deaths: workers that died while they ran it.
-        sent_at: when it was given to a worker (``time.perf_counter``); set by the engine.
     """
 
     number: int
@@ -54,7 +53,6 @@ class Chunk:
     limit_s: float = float("inf")
     limit_bytes: int = 1 << 62
     deaths: int = 0
-    sent_at: float = 0.0
 
 
 @dataclass(slots=True)

@@ -65,3 +65,20 @@ def await_ready(backend: Backend, workers: int) -> None:
     while backend.ready() < workers:
         assert time.monotonic() < deadline, "workers do not come up"
         backend.wait(0.01)
+
+
+def chunks(count: int, size: int = 1) -> list[Chunk]:
+    """Neighbouring chunks of the numbers from 0 on."""
+    return [Chunk(n, n * size, list(range(n * size, (n + 1) * size))) for n in range(count)]
+
+
+def all_ended(backend: Backend, todo: Sequence[Chunk], depth: int = 2) -> list[Report | Lost]:
+    """All that ended, with the backend kept full."""
+    left, ended = deque(todo), list[Report | Lost]()
+    while len(ended) < len(todo):
+        while left and backend.room(depth) > 0:
+            backend.submit(left.popleft())
+        events = backend.wait(60)
+        assert events, "nothing ended for a minute"
+        ended += events
+    return ended

@@ -8,7 +8,7 @@ All of it happens in the caller's thread, inside ``__next__``. The caller works 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -88,7 +88,6 @@ class Engine:
         self._backends = backends
         self._kinds = kinds
         self._warm = warm
-        self._ordered = ordered
         self._total = total
         self._stats = stats
         self._dataset = dataset
@@ -385,8 +384,7 @@ class Engine:
             choice = Estimate("thread", self._limits.workers or self._limits.cpus)
         self._begin(choice.kind, choice.workers)
         if self._stage == "parallel" and self._fleet is not None:
-            self._fleet.add(self._own, self._own_first)
-            self._own = []
+            self._hand_over(self._fleet)
         if self._stage == "starting" and self._fleet is not None:
             if self._first_call is None:
                 self._keep(start_s)
@@ -467,7 +465,12 @@ class Engine:
         self._probe.settle()
         self._stage = "parallel"
         self._review = Review(self._clock(), self._flow)
-        self._fleet.add(self._own, self._own_first)
+        self._hand_over(self._fleet)
+
+    def _hand_over(self, fleet: Fleet, waiting: Sequence[Chunk] = ()) -> None:
+        """Give workers what the caller had kept for itself, and what others have not begun."""
+        fleet.add(self._own, self._own_first)
+        fleet.backlog.extend(waiting)
         self._own = []
 
     def _change(self, kind: str, why: str) -> None:
@@ -485,9 +488,7 @@ class Engine:
         self._begin(kind, self._limits.workers or self._limits.cpus)
         if self._fleet is not None:
             self._stage = "parallel"
-            self._fleet.add(self._own, self._own_first)
-            self._fleet.backlog.extend(waiting)
-            self._own = []
+            self._hand_over(self._fleet, waiting)
 
     def _fall_back(self, error: TransportError | WorkerError, waiting: list[Chunk]) -> None:
         """Processes cannot be had: go on with threads where that was left open, else say so."""
@@ -500,9 +501,7 @@ class Engine:
         if self._fleet is None:
             self._begin("thread", self._limits.workers or self._limits.cpus)
         assert self._fleet is not None
-        self._fleet.add(self._own, self._own_first)
-        self._fleet.backlog.extend(waiting)
-        self._own = []
+        self._hand_over(self._fleet, waiting)
 
     # -- the workers work -----------------------------------------------------------------------------------------
 

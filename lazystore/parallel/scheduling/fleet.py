@@ -223,8 +223,7 @@ class Fleet:
             return self._cut(head.items[:count], head.first, head.deaths)
         if self._supply.ended:
             return None
-        count = self._size()
-        count = min(count, self.space())
+        count = min(self._size(), self.space())
         if count < 1:
             if self._items_out + self._arrivals.items:
                 self._stats.window_stalls += 1
@@ -291,7 +290,6 @@ class Fleet:
         return Chunk(self._number, first, items, limit_s, limit_bytes, deaths)
 
     def _send(self, chunk: Chunk) -> None:
-        chunk.sent_at = self._clock()
         # known before anything can go wrong
         self._sent[chunk.number] = chunk
         self._items_out += len(chunk.items)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from lazystore.parallel.scheduling.evidence import GilSampler, travel_cost, wait_counter
-from lazystore.parallel.scheduling.tuner import WORTH, Estimate, Flow, Limits, estimate
+from lazystore.parallel.scheduling.tuner import WORTH, Estimate, Flow, Kind, Limits, estimate
 from lazystore.parallel.workers.work_clock import run_delay
 
 __all__ = ["START_COLD_S", "START_WARM_S", "Probe"]
@@ -137,10 +137,11 @@ class Probe:
         self._looked_s = max(self.spent_s, 1e-6)
         self._sample()
         best: Estimate | None = None
-        for kind in ("thread", "process"):
+        kinds: tuple[Kind, ...] = ("thread", "process")
+        for kind in kinds:
             if kind not in self.kinds or (kind == "thread" and not self._threads_possible()):
                 continue
-            found = estimate(self.flow, self._limits, "thread" if kind == "thread" else "process")
+            found = estimate(self.flow, self._limits, kind)
             # threads copy nothing and start at once: they win unless processes are clearly faster
             if best is None or found.gain > 1.1 * best.gain:
                 best = found

@@ -27,9 +27,9 @@ from lazystore.parallel.workers.packing import Packed, joined, pack, packed_pick
 from lazystore.parallel.workers.surroundings import Surroundings
 from lazystore.parallel.workers.transport import Kind, Message
 from lazystore.parallel.workers.worker_main import IDLE_EXIT, UNGUARDED_EXIT, unpack_report
-from lazystore.parallel.workers.worker_pool import POOL, WorkerHandle, warm_workers
+from lazystore.parallel.workers.worker_pool import POOL, WorkerHandle
 
-__all__ = ["ProcessBackend", "warm_workers"]
+__all__ = ["ProcessBackend"]
 
 #: workers in a row that may end before they are up: by themselves, and by a signal that others send as well
 STILLBORN = 3

@@ -19,6 +19,7 @@ from lazystore.formats.chunk_files import open_folder
 from lazystore.formats.write_settings import Encrypting, write_settings
 from lazystore.formats.writer import means_tokens
 from lazystore.parallel.cpus import usable_cpus
+from lazystore.parallel.workers.executor_backend import executor_workers
 from lazystore.parallel.writing.checkpoint import Checkpoint, fingerprint
 from lazystore.parallel.writing.crew import CallingThread, Crew, ExecutorCrew
 from lazystore.parallel.writing.cutting import Cutter
@@ -150,8 +151,7 @@ def _nothing(count: int) -> None:
 
 def _workers(num_workers: int | None, executor: Executor | None) -> int:
     if num_workers is None:
-        own = getattr(executor, "_max_workers", None)  # as both of the standard library call it
-        return own if isinstance(own, int) and own > 0 else usable_cpus()
+        return usable_cpus() if executor is None else executor_workers(executor)
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
         raise ConfigError(f"{num_workers=} must be 0 or more")
     return num_workers

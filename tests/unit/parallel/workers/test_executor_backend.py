@@ -10,7 +10,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 
 import pytest
 from support import carried
-from support.driving import HANG_S
+from support.driving import HANG_S, all_ended, chunks
 
 from lazystore.errors import ClosedError, TransportError, WorkerError
 from lazystore.parallel.chunk import Chunk, Job, Lost, Report
@@ -36,22 +36,6 @@ def threads():
 @pytest.fixture(params=["threads", "processes"])
 def either(request):
     return request.getfixturevalue(request.param)
-
-
-def chunks(count, size=1):
-    return [Chunk(n, n * size, list(range(n * size, (n + 1) * size))) for n in range(count)]
-
-
-def drive(backend, todo, depth=2):
-    """All that ended, with the backend kept full."""
-    todo, ended, count = list(reversed(todo)), [], len(todo)
-    while len(ended) < count:
-        while todo and backend.room(depth) > 0:
-            backend.submit(todo.pop())
-        events = backend.wait(60)
-        assert events, "nothing ended for a minute"
-        ended += events
-    return ended
 
 
 def results(events):
@@ -110,7 +94,7 @@ class AtOnce(Executor):
 def test_every_chunk_comes_back_once_with_its_results(either):
     backend = ExecutorBackend(Job(carried.square), either)
     backend.start(2)
-    events = drive(backend, chunks(30, size=5))
+    events = all_ended(backend, chunks(30, size=5))
     assert sorted(event.chunk.number for event in events) == list(range(30))
     assert all(event.results == [x * x for x in event.chunk.items] for event in events)
     backend.close()
@@ -120,13 +104,13 @@ def test_every_chunk_comes_back_once_with_its_results(either):
 def test_threads_get_and_give_the_objects_themselves(threads):
     items = [threading.Lock() for _ in range(3)]
     backend = ExecutorBackend(Job(lambda lock: lock), threads)
-    (event,) = drive(backend, [Chunk(0, 0, items)])
+    (event,) = all_ended(backend, [Chunk(0, 0, items)])
     assert all(result is item for result, item in zip(event.results, items, strict=True))
     assert event.out_bytes == 0
 
 
 def test_reports_from_elsewhere_weigh_what_travelled(processes):
-    (event,) = drive(ExecutorBackend(Job(carried.square), processes), [Chunk(0, 0, [2, 3])])
+    (event,) = all_ended(ExecutorBackend(Job(carried.square), processes), [Chunk(0, 0, [2, 3])])
     assert event.out_bytes > 0
     assert event.run_s > 0
 
@@ -139,7 +123,7 @@ def test_executors_that_tell_nothing_of_themselves_will_do():
     backend = ExecutorBackend(Job(carried.square), executor, workers=3)
     backend.start(3)
     assert backend.ready() == 3
-    events = drive(backend, chunks(9), depth=1)
+    events = all_ended(backend, chunks(9), depth=1)
     assert sorted(numbers := [event.chunk.number for event in events]) == list(range(9)) != numbers
     assert results(events) == [x * x for x in range(9)]
     backend.close()
@@ -148,7 +132,7 @@ def test_executors_that_tell_nothing_of_themselves_will_do():
 
 def test_an_executor_may_run_what_it_is_given_at_once():
     backend = ExecutorBackend(Job(carried.square), AtOnce(), workers=1)
-    assert results(drive(backend, chunks(5))) == [0, 1, 4, 9, 16]
+    assert results(all_ended(backend, chunks(5))) == [0, 1, 4, 9, 16]
 
 
 def test_no_more_workers_are_used_than_asked_for(threads):
@@ -176,7 +160,7 @@ def test_waiting_ends_when_time_is_over(threads):
     ],
 )
 def test_an_item_that_fails_or_whose_result_cannot_travel_hurts_no_neighbour(processes, func, error):
-    (event,) = drive(ExecutorBackend(Job(func), processes), [Chunk(0, 0, [0, 1, 2, 3, 4])])
+    (event,) = all_ended(ExecutorBackend(Job(func), processes), [Chunk(0, 0, [0, 1, 2, 3, 4])])
     assert results([event]) == [0, 1, 2, 4]
     assert {number: type(found) for number, found in failures([event]).items()} == {3: error}
     assert event.failures == 1
@@ -186,8 +170,8 @@ def test_a_function_or_an_item_that_cannot_travel_is_told(processes):
     for job, item in ((Job(lambda x: x), 1), (Job(carried.square), threading.Lock())):
         backend = ExecutorBackend(job, processes)
         with pytest.raises(TransportError, match="cannot carry the function or an item"):
-            drive(backend, [Chunk(0, 0, [item])])
-    assert results(drive(ExecutorBackend(Job(carried.square), processes), chunks(3))) == [0, 1, 4]
+            all_ended(backend, [Chunk(0, 0, [item])])
+    assert results(all_ended(ExecutorBackend(Job(carried.square), processes), chunks(3))) == [0, 1, 4]
 
 
 def test_what_waits_can_be_taken_back(threads):
@@ -236,7 +220,7 @@ def test_the_initializer_runs_once_in_each_worker(either):
     before = {}
     for _ in range(2):
         backend = ExecutorBackend(Job(carried.begun, initializer=carried.count_begin), either)
-        begun = {result for event in drive(backend, chunks(20)) for result in event.results}
+        begun = {result for event in all_ended(backend, chunks(20)) for result in event.results}
         assert begun == {(worker, before.get(worker, 0) + 1) for worker, _ in begun}
         before |= dict(begun)
 
@@ -253,7 +237,7 @@ def test_an_executor_that_breaks_is_told_with_the_remedy():
     with ProcessPoolExecutor(1, mp_context=SPAWN) as executor:
         backend = ExecutorBackend(Job(carried.die), executor)
         with pytest.raises(WorkerError, match=r"the executor broke .* make a new one"):
-            drive(backend, chunks(2))
+            all_ended(backend, chunks(2))
         fresh = ExecutorBackend(Job(carried.square), executor)
         with pytest.raises(WorkerError, match="the executor broke"):
             fresh.submit(Chunk(0, 0, [1]))
@@ -311,7 +295,7 @@ def test_closing_cancels_what_has_not_begun_and_stops_the_rest_after_an_item():
 
 def test_a_late_item_is_reported_and_the_worker_goes_on(either):
     backend = ExecutorBackend(Job(carried.sleep_at_three, timeout=0.5), either)
-    events = drive(backend, chunks(6, size=2))
+    events = all_ended(backend, chunks(6, size=2))
     lost = [event for event in events if isinstance(event, Lost)]
     assert [(event.chunk.number, event.began, event.late_at) for event in lost] == [(1, True, 3)]
     assert lost[0].chunk.items == [2, 3]
@@ -343,14 +327,14 @@ def test_a_forked_child_is_told(threads):
             os._exit(7)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert results(drive(backend, chunks(2))) == [0, 1]
+    assert results(all_ended(backend, chunks(2))) == [0, 1]
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_workers_that_were_forked_are_not_taken_for_this_process():
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as executor:
-        (event,) = drive(ExecutorBackend(Job(carried.lock_at_three), executor), [Chunk(0, 0, [0, 1, 2, 3])])
+        (event,) = all_ended(ExecutorBackend(Job(carried.lock_at_three), executor), [Chunk(0, 0, [0, 1, 2, 3])])
     assert results([event]) == [0, 1, 2]
     assert isinstance(failures([event])[3], TransportError)
 
@@ -364,7 +348,7 @@ def test_a_dask_cluster_will_do():
         client.get_executor() as executor,
     ):
         backend = ExecutorBackend(Job(carried.lock_at_three), executor, workers=2)
-        events = drive(backend, chunks(4, size=2))
+        events = all_ended(backend, chunks(4, size=2))
         assert results(events) == [0, 1, 2, 4, 5, 6, 7]
         assert isinstance(failures(events)[3], TransportError)
         backend.close()

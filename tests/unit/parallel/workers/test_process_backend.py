@@ -19,8 +19,8 @@ from support.driving import HANG_S, await_news, await_ready, drive
 
 from lazystore.errors import TransportError, WorkerError
 from lazystore.parallel.chunk import Chunk, Job, Lost, Report
-from lazystore.parallel.workers.process_backend import ProcessBackend, warm_workers
-from lazystore.parallel.workers.worker_pool import POOL
+from lazystore.parallel.workers.process_backend import ProcessBackend
+from lazystore.parallel.workers.worker_pool import POOL, warm_workers
 
 
 @pytest.fixture(autouse=True)

@@ -11,27 +11,12 @@ import time
 import weakref
 
 import pytest
+from support.driving import all_ended, chunks
 
 from lazystore.errors import ClosedError, WorkerError
 from lazystore.parallel.chunk import Chunk, Job, Lost, Report
 from lazystore.parallel.failures import Failed
 from lazystore.parallel.workers.thread_backend import ThreadBackend
-
-
-def chunks(count, size=1):
-    return [Chunk(n, n * size, list(range(n * size, (n + 1) * size))) for n in range(count)]
-
-
-def drive(backend, todo, depth=2):
-    """All that ended, with the backend kept full."""
-    todo, ended, count = list(reversed(todo)), [], len(todo)
-    while len(ended) < count:
-        while todo and backend.room(depth) > 0:
-            backend.submit(todo.pop())
-        events = backend.wait(60)
-        assert events, "nothing ended for a minute"
-        ended += events
-    return ended
 
 
 @pytest.fixture
@@ -61,7 +46,7 @@ def ended(threads):
 
 
 def test_every_chunk_comes_back_once_with_its_results(started):
-    reports = drive(started(lambda x: -x, 3), chunks(200, size=7))
+    reports = all_ended(started(lambda x: -x, 3), chunks(200, size=7))
     assert sorted(report.chunk.number for report in reports) == list(range(200))
     for report in reports:
         assert report.results == [-x for x in report.chunk.items]
@@ -71,7 +56,7 @@ def test_every_chunk_comes_back_once_with_its_results(started):
 
 def test_items_and_results_are_the_objects_themselves(started):
     items = [object() for _ in range(5)]
-    (report,) = drive(started(lambda x: x), [Chunk(0, 0, items)])
+    (report,) = all_ended(started(lambda x: x), [Chunk(0, 0, items)])
     assert all(result is item for result, item in zip(report.results, items, strict=True))
 
 
@@ -79,14 +64,14 @@ def test_threads_start_when_there_is_something_for_them(started):
     before = len(named())
     backend = started(str, 8)
     assert (len(named()) - before, backend.ready(), backend.workers) == (0, 8, 8)
-    drive(backend, chunks(1))
+    all_ended(backend, chunks(1))
     assert len(named()) - before == 1
     assert all(thread.daemon for thread in named())
 
 
 def test_as_many_run_side_by_side_as_were_asked_for(started):
     barrier = threading.Barrier(64)
-    reports = drive(started(lambda x: barrier.wait(60), 64), chunks(64), depth=1)
+    reports = all_ended(started(lambda x: barrier.wait(60), 64), chunks(64), depth=1)
     assert sorted(report.results[0] for report in reports) == list(range(64))
     assert len({report.worker for report in reports}) == 64
 
@@ -95,7 +80,7 @@ def test_more_workers_may_be_asked_for_later(started):
     backend = started(lambda x: barrier.wait(60), 1)
     backend.start(3)
     barrier = threading.Barrier(3)
-    assert len(drive(backend, chunks(3), depth=1)) == 3
+    assert len(all_ended(backend, chunks(3), depth=1)) == 3
 
 
 def test_room_counts_what_was_not_collected(started):
@@ -145,7 +130,7 @@ def test_an_item_that_fails_hurts_no_neighbour(started):
             raise SystemExit(3)
         return x
 
-    reports = drive(started(fail), chunks(4, size=4))
+    reports = all_ended(started(fail), chunks(4, size=4))
     failed = {r.number: r.error for report in reports for r in report.results if isinstance(r, Failed)}
     assert {n: type(error) for n, error in failed.items()} == {5: KeyError, 11: SystemExit}
     good = [r for report in reports for r in report.results if not isinstance(r, Failed)]
@@ -162,7 +147,7 @@ def test_the_initializer_runs_once_in_each_thread_before_its_items(started):
 
     barrier = threading.Barrier(3)
     backend = started(lambda x: (local.begun, barrier.wait(60) * 0)[0], 3, initializer=begin)
-    reports = drive(backend, chunks(9), depth=1)
+    reports = all_ended(backend, chunks(9), depth=1)
     assert all(report.results == [True] for report in reports)
     assert len(count) == len(set(count)) == 3
 
@@ -191,7 +176,7 @@ def test_no_thread_at_all_is_an_error_and_fewer_are_not(started, monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", limited)
     backend = started(str, 4)
-    assert len(drive(backend, chunks(20))) == 20
+    assert len(all_ended(backend, chunks(20))) == 20
     assert backend.workers == 1
     with pytest.raises(WorkerError, match="can't start new thread"):
         started(str).submit(Chunk(0, 0, [1]))
@@ -213,7 +198,7 @@ def test_a_late_item_is_reported_and_another_thread_goes_on(started):
     release.set()
     assert ended([late])
     assert backend.wait(0) == []  # what it had to say comes too late
-    assert len(drive(backend, chunks(3))) == 3
+    assert len(all_ended(backend, chunks(3))) == 3
 
 
 def test_each_try_of_an_item_has_its_own_time(started):
@@ -227,7 +212,7 @@ def test_each_try_of_an_item_has_its_own_time(started):
         time.sleep(0.6)
         return x
 
-    (report,) = drive(started(second_time, 1, timeout=1.0, retries=1), [Chunk(0, 0, [7])])
+    (report,) = all_ended(started(second_time, 1, timeout=1.0, retries=1), [Chunk(0, 0, [7])])
     assert isinstance(report, Report)
     assert (report.results, report.retried) == ([7], 1)
 
@@ -236,7 +221,7 @@ def test_chunks_end_once_when_items_are_about_as_long_as_the_timeout(started):
     dice = random.Random(4)
     naps = [dice.choice([0.0, 0.004, 0.006]) for _ in range(240)]
     backend = started(lambda x: time.sleep(naps[x]) or x, 4, timeout=0.005)
-    events = drive(backend, chunks(80, size=3), depth=3)
+    events = all_ended(backend, chunks(80, size=3), depth=3)
     assert sorted(event.chunk.number for event in events) == list(range(80))
     for event in events:
         if isinstance(event, Report):
@@ -282,7 +267,7 @@ def test_closing_leaves_a_thread_that_does_not_end(started):
 def test_idle_threads_end_at_once_when_closed(started):
     before = set(named())
     backend = started(str, 4)
-    drive(backend, chunks(8))
+    all_ended(backend, chunks(8))
     threads = [thread for thread in named() if thread not in before]
     backend.close()
     backend.close()
@@ -309,10 +294,10 @@ def test_nothing_is_held_on_to_once_a_report_is_dropped(started):
     backend = started(lambda x: Big(), 1)
     item = Big()
     held = [weakref.ref(item)]
-    (report,) = drive(backend, [Chunk(0, 0, [item])])
+    (report,) = all_ended(backend, [Chunk(0, 0, [item])])
     held.append(weakref.ref(report.results[0]))
     del item, report
-    drive(backend, chunks(1))  # the thread has gone on
+    all_ended(backend, chunks(1))  # the thread has gone on
     gc.collect()
     assert [ref() for ref in held] == [None, None]
 
@@ -321,7 +306,7 @@ def test_nothing_is_held_on_to_once_a_report_is_dropped(started):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_is_told_that_it_has_no_threads(started):
     backend = started(str)
-    drive(backend, chunks(2))
+    all_ended(backend, chunks(2))
     child = os.fork()
     if child == 0:
         told = 0
@@ -333,4 +318,4 @@ def test_a_forked_child_is_told_that_it_has_no_threads(started):
         backend.close()
         os._exit(told)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
-    assert len(drive(backend, chunks(2))) == 2
+    assert len(all_ended(backend, chunks(2))) == 2
