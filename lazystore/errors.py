@@ -6,7 +6,12 @@ item, byte range, URL) and the remedy.
 
     LazyStoreError
     ├── ConfigError (ValueError)            an argument that cannot work
-    │   └── BudgetTooSmallError             the byte budget is below the workable minimum
+    │   ├── BudgetTooSmallError             the byte budget is below the workable minimum
+    │   └── CursorError                     a page cursor that cannot be used
+    │       ├── CursorTamperedError         not made by this store, or changed on its way
+    │       ├── CursorMismatchError         made for another source, order, filter or page size rule
+    │       └── CursorExpiredError          made too long ago
+    ├── UnhashableKeyError (TypeError)      a key that no cache can find again
     ├── DatasetNotFoundError (FileNotFoundError)   directory, index or chunk is missing
     ├── FormatError (ValueError)            bytes do not follow their format
     │   ├── DecryptionError                 not encrypted with the password or key that was given, or damaged
@@ -20,6 +25,11 @@ item, byte range, URL) and the remedy.
     │   ├── FetchTimeoutError (TimeoutError)
     │   └── SourceChangedError              the object changed while it was read
     ├── WriteError (OSError)                bytes could not be written
+    ├── DiskTierError (OSError)             a disk tier's folder cannot be used
+    ├── LoadError (RuntimeError)            a load gave nothing that can be used
+    │   ├── LoadCancelledError              it was cancelled, or its event loop or store ended under it
+    │   └── ReentrantLoadError              a loader asked for the very key it was loading
+    ├── LoadTimeoutError (TimeoutError)     a load, or a wait for a stream, took longer than it was given
     ├── WorkerError (RuntimeError)          a worker process died, or an executor broke
     │   └── WorkerDiedError                 an item of imap ended the process that ran it, again and again
     ├── ItemTimeoutError (TimeoutError)     an item of imap took longer than its timeout
@@ -38,8 +48,13 @@ __all__ = [
     "ChecksumError",
     "ClosedError",
     "ConfigError",
+    "CursorError",
+    "CursorExpiredError",
+    "CursorMismatchError",
+    "CursorTamperedError",
     "DatasetNotFoundError",
     "DecryptionError",
+    "DiskTierError",
     "FetchError",
     "FetchTimeoutError",
     "FormatError",
@@ -47,9 +62,14 @@ __all__ = [
     "ItemTimeoutError",
     "KeyNotFoundError",
     "LazyStoreError",
+    "LoadCancelledError",
+    "LoadError",
+    "LoadTimeoutError",
     "MissingExtraError",
+    "ReentrantLoadError",
     "SourceChangedError",
     "TransportError",
+    "UnhashableKeyError",
     "UnsafeDataError",
     "UnsupportedError",
     "WorkerDiedError",
@@ -78,6 +98,26 @@ class BudgetTooSmallError(ConfigError):
     def __init__(self, message: str, *, needed: int = 0) -> None:
         super().__init__(message)
         self.needed = needed
+
+
+class CursorError(ConfigError):
+    """A page cursor that cannot be used."""
+
+
+class CursorTamperedError(CursorError):
+    """The cursor was not made by this store (or with its secret), or it was changed on its way."""
+
+
+class CursorMismatchError(CursorError):
+    """The cursor was made for another source, order or filter."""
+
+
+class CursorExpiredError(CursorError):
+    """The cursor was made too long ago; begin at the first page."""
+
+
+class UnhashableKeyError(LazyStoreError, TypeError):
+    """A key is not hashable, so that no cache can find it again."""
 
 
 class DatasetNotFoundError(LazyStoreError, FileNotFoundError):
@@ -159,6 +199,26 @@ class SourceChangedError(FetchError):
 
 class WriteError(LazyStoreError, OSError):
     """Bytes could not be written; nothing half-written stays."""
+
+
+class DiskTierError(LazyStoreError, OSError):
+    """The folder of a disk tier cannot be used: read-only, another user's, writable by others, no folder."""
+
+
+class LoadError(LazyStoreError, RuntimeError):
+    """A load gave nothing that can be used. What a loader itself raises reaches its callers as it is."""
+
+
+class LoadCancelledError(LoadError):
+    """The load was cancelled, or its event loop or its store ended before it did."""
+
+
+class ReentrantLoadError(LoadError):
+    """A loader asked for the very key it was loading: it would wait for itself."""
+
+
+class LoadTimeoutError(LazyStoreError, TimeoutError):
+    """A load, or a wait for the next part of a stream, took longer than it was given."""
 
 
 class WorkerError(LazyStoreError, RuntimeError):

@@ -13,6 +13,11 @@ from lazystore.errors import FetchError, FetchTimeoutError, LazyStoreError, Sour
 BUILTINS = {
     "ConfigError": ValueError,
     "BudgetTooSmallError": ValueError,
+    "CursorError": ValueError,
+    "CursorExpiredError": ValueError,
+    "CursorMismatchError": ValueError,
+    "CursorTamperedError": ValueError,
+    "UnhashableKeyError": TypeError,
     "DatasetNotFoundError": FileNotFoundError,
     "FormatError": ValueError,
     "UnsafeDataError": ValueError,
@@ -32,6 +37,11 @@ BUILTINS = {
     "ItemTimeoutError": TimeoutError,
     "TransportError": TypeError,
     "WriteError": OSError,
+    "DiskTierError": OSError,
+    "LoadError": RuntimeError,
+    "LoadCancelledError": RuntimeError,
+    "ReentrantLoadError": RuntimeError,
+    "LoadTimeoutError": TimeoutError,
 }
 
 
