@@ -31,9 +31,9 @@ class Strategy(enum.Enum):
     BACKGROUND = "background"
     AUTO = "auto"
 
-    IMMEDIATE = "eager"
-    ON_DEMAND = "lazy"
-    HYBRID = "auto"
+    IMMEDIATE = "eager"  # noqa: PIE796 - an alias
+    ON_DEMAND = "lazy"  # noqa: PIE796 - an alias
+    HYBRID = "auto"  # noqa: PIE796 - an alias
 
 
 #: The documents' names of :class:`Strategy`.
@@ -63,7 +63,7 @@ class CompressionType(enum.Enum):
     ZSTD = "zstd"
     AUTO = "auto"
 
-    GZIP = "zlib"  # the same DEFLATE stream, in a header of its own
+    GZIP = "zlib"  # noqa: PIE796 - an alias: the same DEFLATE stream, in a header of its own
 
 
 class DataSize(enum.Enum):

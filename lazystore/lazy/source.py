@@ -1,0 +1,228 @@
+"""What a store loads from: one small description of any source, and how each kind of thing becomes one.
+
+A source says what it *can* do; it never caches, waits or runs threads. Functions may be ``async``, or return
+awaitables: whoever calls a source goes through the bridge (``cache.bridge``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from lazystore.errors import ConfigError, ItemIndexError, UnsupportedError
+
+if TYPE_CHECKING:
+    from lazystore.cache.paged import PagedObject
+
+__all__ = ["AnyIterable", "Source", "as_source", "function_identity", "is_stable"]
+
+AnyIterable: TypeAlias = Iterable[Any] | AsyncIterable[Any]
+
+_numbers = itertools.count(1)
+_REMEDY = {
+    "keys": "LazyStore.from_keys(f) with f(key)",
+    "range": "LazyStore.from_range(f) with f(offset, limit), or a sequence",
+    "cursor": "LazyStore.from_cursor(f) with f(cursor, limit)",
+    "stream": "LazyStore.from_stream(f) with f() giving an iterator",
+}
+
+
+class Source:
+    """Where values come from.
+
+    Attributes:
+        identity: what tells it from other sources, in cache keys and cursors.
+        can: of "keys" (``fetch_key``), "range" (``fetch_range`` of items), "cursor" (``fetch_after``), "stream"
+            (``open``), "bytes" (``fetch_range`` counts bytes of one object).
+        cached: its own memory holds what it gives: nothing of it is cached again.
+        instant: it never waits, so that an event loop may call it directly.
+
+    Immutable; safe in threads as far as the functions in it are. Pickles where they do.
+    """
+
+    __slots__ = ("_after", "_key", "_open", "_range", "_size", "cached", "can", "identity", "instant")
+
+    def __init__(
+        self,
+        identity: Hashable,
+        *,
+        key: Callable[[Any], Any] | None = None,
+        range: Callable[[int, int], Any] | None = None,
+        after: Callable[[Any, int], Any] | None = None,
+        open: Callable[[], Any] | None = None,
+        size: int | Callable[[], int] | None = None,
+        of_bytes: bool = False,
+        cached: bool = False,
+        instant: bool = False,
+    ) -> None:
+        self.identity = identity
+        self._key, self._range, self._after, self._open, self._size = key, range, after, open, size
+        self.cached = cached
+        self.instant = instant
+        found = {"keys": key, "range": range, "cursor": after, "stream": open}
+        self.can = frozenset(name for name, function in found.items() if function is not None) | (
+            frozenset({"bytes"}) if of_bytes else frozenset()
+        )
+
+    @property
+    def size(self) -> int | None:
+        """Items (bytes of one that can "bytes"), or None where only reading to the end would tell."""
+        return self._size() if callable(self._size) else self._size
+
+    @property
+    def unit(self) -> str:
+        """What offsets count: "bytes" or "items"."""
+        return "bytes" if "bytes" in self.can else "items"
+
+    def fetch_key(self, key: Any) -> Any:
+        """The value of one key, or an awaitable of it."""
+        return self._key(key) if self._key is not None else self._cannot("keys", "get one key")
+
+    def fetch_range(self, offset: int, limit: int) -> Any:
+        """At most ``limit`` items (bytes) from ``offset`` on, fewer only at the end; or an awaitable of them."""
+        return self._range(offset, limit) if self._range is not None else self._cannot("range", "be read by position")
+
+    def fetch_after(self, cursor: Any, limit: int) -> Any:
+        """``(items, next_cursor)`` behind a cursor (None: the beginning; None given back: the end), or an awaitable."""
+        return self._after(cursor, limit) if self._after is not None else self._cannot("cursor", "go on from a cursor")
+
+    def open(self) -> AnyIterable:
+        """One pass over everything: a sync or async iterable of items (blocks of bytes of one that can "bytes")."""
+        if self._open is None:
+            self._cannot("stream", "be read in one pass")
+        found: AnyIterable = self._open()
+        return found
+
+    def require(self, *abilities: str) -> None:
+        """Refuse a source that has none of ``abilities``.
+
+        Raises:
+            UnsupportedError: says what it can, and what to make instead.
+        """
+        if not self.can.intersection(abilities):
+            self._cannot(abilities[0], "do this")
+
+    def _cannot(self, ability: str, what: str) -> NoReturn:
+        can = ", ".join(sorted(self.can)) or "nothing"
+        raise UnsupportedError(f"{self!r} cannot {what} (it can: {can}); make the store by {_REMEDY[ability]}")
+
+    def __repr__(self) -> str:
+        return f"Source({self.identity!r}, can={'|'.join(sorted(self.can))})"
+
+    # -- how things become sources ------------------------------------------------------
+
+    @classmethod
+    def from_keys(cls, function: Callable[[Any], Any]) -> Source:
+        """``function(key)`` gives the value of a key."""
+        return cls(_checked(function, "from_keys"), key=function)
+
+    @classmethod
+    def from_range(cls, function: Callable[[int, int], Any], *, size: int | Callable[[], int] | None = None) -> Source:
+        """``function(offset, limit)`` gives at most ``limit`` items, fewer only at the end; ``size`` items if known."""
+        if (
+            size is not None
+            and not callable(size)
+            and (isinstance(size, bool) or not isinstance(size, int) or size < 0)
+        ):
+            raise ConfigError(f"size={size!r} is not a number of items")
+
+        return cls(_checked(function, "from_range"), range=function, size=size)
+
+    @classmethod
+    def from_cursor(cls, function: Callable[[Any, int], Any]) -> Source:
+        """``function(cursor, limit)`` gives ``(items, next_cursor)``; None is the first and, given back, the last."""
+        return cls(_checked(function, "from_cursor"), after=function)
+
+    @classmethod
+    def from_stream(cls, function: Callable[[], AnyIterable] | AnyIterable) -> Source:
+        """``function()`` opens a new pass; an iterable stands for itself (an iterator: for one pass only)."""
+        if not callable(function) and isinstance(function, (Iterable, AsyncIterable)):
+            return cls(("iterable", type(function).__name__, next(_numbers)), open=lambda: function)
+        return cls(_checked(function, "from_stream"), open=function)
+
+    @classmethod
+    def from_sequence(cls, sequence: Sequence[Any]) -> Source:
+        """Anything with ``len`` and ``[i]``, slices included: lists, arrays, datasets; never copied."""
+        is_memory = isinstance(sequence, (list, tuple, range, str)) or hasattr(sequence, "__array_interface__")
+        many = getattr(sequence, "get_many", None)
+
+        def items(offset: int, limit: int) -> Any:
+            stop = min(offset + limit, total())
+            return sequence[offset:stop] if many is None else many(range(offset, max(offset, stop)))
+
+        def item(index: int) -> Any:
+            if isinstance(index, int) and not -total() <= index < total():
+                raise ItemIndexError(f"item {index} is not in 0..{total() - 1} of {type(sequence).__name__}")
+            return sequence[index]
+
+        def total() -> int:
+            return int(getattr(sequence, "total", 0) or len(sequence))  # of a dataset of several ranks: all of it
+
+        return cls(
+            ("sequence", type(sequence).__name__, next(_numbers)),
+            key=item, range=items, open=lambda: sequence, size=total, cached=True, instant=is_memory,
+        )  # fmt: skip
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview) -> Source:
+        """Bytes in memory; parts are views of them."""
+        view = memoryview(data).cast("B").toreadonly()
+        return cls(
+            ("bytes", next(_numbers)),
+            range=lambda offset, limit: view[offset : offset + limit], open=lambda: (view,), size=len(view),
+            of_bytes=True, cached=True, instant=True,
+        )  # fmt: skip
+
+    @classmethod
+    def from_object(cls, paged: PagedObject) -> Source:
+        """One stored object, whose pages are cached below."""
+        return cls(
+            ("object", paged.url),
+            range=paged.read, open=lambda: paged.blocks(), size=lambda: paged.size, of_bytes=True, cached=True,
+        )  # fmt: skip
+
+
+def as_source(given: Any) -> Source:
+    """The source of what was given to a store: a sequence, a dataset, bytes, an iterable; not a URL (the store's).
+
+    Raises:
+        ConfigError: a function (which of the four constructors says what its arguments are), or no source at all.
+    """
+    if isinstance(given, Source):
+        return given
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return Source.from_bytes(given)
+    if isinstance(given, Mapping):
+        return Source(("mapping", next(_numbers)), key=given.__getitem__, cached=True, instant=type(given) is dict)
+    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+        return Source.from_sequence(given)
+    if isinstance(given, (Iterable, AsyncIterable)):
+        return Source.from_stream(given)
+    if callable(given):
+        raise ConfigError(
+            f"{function_identity(given)} is a function: say what its arguments are by LazyStore.from_keys(f), "
+            "from_range(f), from_cursor(f) or from_stream(f)"
+        )
+    raise ConfigError(f"source={given!r} is no URL, sequence, dataset, iterable or bytes")
+
+
+def function_identity(function: Any) -> str:
+    """``module.qualified_name`` of a function, partial, bound method or callable object."""
+    while hasattr(function, "func") and hasattr(function, "args"):  # functools.partial
+        function = function.func
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{getattr(function, '__module__', None) or type(function).__module__}.{name}"
+
+
+def is_stable(identity: Hashable) -> bool:
+    """Whether an identity means the same in the next process: needed before anything is kept on disk under it."""
+    if isinstance(identity, tuple):
+        return bool(identity) and identity[0] == "object"
+    return isinstance(identity, str) and "<" not in identity and not identity.startswith("__main__.")
+
+
+def _checked(function: Any, constructor: str) -> str:
+    if not callable(function):
+        raise ConfigError(f"LazyStore.{constructor} takes a function, got {function!r}")
+    return function_identity(function)
