@@ -6,20 +6,28 @@ awaitables: whoever calls a source goes through the bridge (``cache.bridge``).
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import inspect
 import itertools
+import marshal
+import weakref
 from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from lazystore.errors import ConfigError, ItemIndexError, UnsupportedError
+from lazystore.cache.keys import canonical
+from lazystore.errors import ConfigError, ItemIndexError, LazyStoreError, UnsupportedError
 
 if TYPE_CHECKING:
     from lazystore.cache.paged import PagedObject
 
-__all__ = ["AnyIterable", "Source", "as_source", "function_identity", "is_stable"]
+__all__ = ["AnyIterable", "Source", "as_source", "function_identity", "function_key", "is_stable"]
 
 AnyIterable: TypeAlias = Iterable[Any] | AsyncIterable[Any]
 
 _numbers = itertools.count(1)
+_objects: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 _REMEDY = {
     "keys": "LazyStore.from_keys(f) with f(key)",
     "range": "LazyStore.from_range(f) with f(offset, limit), or a sequence",
@@ -38,7 +46,7 @@ class Source:
         cached: its own memory holds what it gives: nothing of it is cached again.
         instant: it never waits, so that an event loop may call it directly.
 
-    Immutable; safe in threads as far as the functions in it are. Pickles where they do.
+    Not changed once made; safe in threads as far as the functions in it are. Pickles where they do.
     """
 
     __slots__ = ("_after", "_key", "_open", "_range", "_size", "cached", "can", "identity", "instant")
@@ -48,8 +56,8 @@ class Source:
         identity: Hashable,
         *,
         key: Callable[[Any], Any] | None = None,
-        range: Callable[[int, int], Any] | None = None,
-        after: Callable[[Any, int], Any] | None = None,
+        range: Callable[..., Any] | None = None,
+        after: Callable[..., Any] | None = None,
         open: Callable[[], Any] | None = None,
         size: int | Callable[[], int] | None = None,
         of_bytes: bool = False,
@@ -79,13 +87,23 @@ class Source:
         """The value of one key, or an awaitable of it."""
         return self._key(key) if self._key is not None else self._cannot("keys", "get one key")
 
-    def fetch_range(self, offset: int, limit: int) -> Any:
+    def fetch_range(self, offset: int, limit: int, **filters: Any) -> Any:
         """At most ``limit`` items (bytes) from ``offset`` on, fewer only at the end; or an awaitable of them."""
-        return self._range(offset, limit) if self._range is not None else self._cannot("range", "be read by position")
+        if self._range is None:
+            self._cannot("range", "be read by position")
+        return self._range(offset, limit, **filters)
 
-    def fetch_after(self, cursor: Any, limit: int) -> Any:
+    def fetch_after(self, cursor: Any, limit: int, **filters: Any) -> Any:
         """``(items, next_cursor)`` behind a cursor (None: the beginning; None given back: the end), or an awaitable."""
-        return self._after(cursor, limit) if self._after is not None else self._cannot("cursor", "go on from a cursor")
+        if self._after is None:
+            self._cannot("cursor", "go on from a cursor")
+        return self._after(cursor, limit, **filters)
+
+    def named(self, name: Hashable) -> Source:
+        """The same under another identity: a text means the same in every process."""
+        twin = copy.copy(self)
+        twin.identity = name
+        return twin
 
     def open(self) -> AnyIterable:
         """One pass over everything: a sync or async iterable of items (blocks of bytes of one that can "bytes")."""
@@ -118,8 +136,11 @@ class Source:
         return cls(_checked(function, "from_keys"), key=function)
 
     @classmethod
-    def from_range(cls, function: Callable[[int, int], Any], *, size: int | Callable[[], int] | None = None) -> Source:
-        """``function(offset, limit)`` gives at most ``limit`` items, fewer only at the end; ``size`` items if known."""
+    def from_range(cls, function: Callable[..., Any], *, size: int | Callable[[], int] | None = None) -> Source:
+        """``function(offset, limit)`` gives at most ``limit`` items, fewer only at the end; ``size`` items, if known.
+
+        Filters of :meth:`LazyStore.page` are handed on to it by name.
+        """
         if (
             size is not None
             and not callable(size)
@@ -130,7 +151,7 @@ class Source:
         return cls(_checked(function, "from_range"), range=function, size=size)
 
     @classmethod
-    def from_cursor(cls, function: Callable[[Any, int], Any]) -> Source:
+    def from_cursor(cls, function: Callable[..., Any]) -> Source:
         """``function(cursor, limit)`` gives ``(items, next_cursor)``; None is the first and, given back, the last."""
         return cls(_checked(function, "from_cursor"), after=function)
 
@@ -175,11 +196,12 @@ class Source:
         )  # fmt: skip
 
     @classmethod
-    def from_object(cls, paged: PagedObject) -> Source:
-        """One stored object, whose pages are cached below."""
+    def from_object(cls, url: str, opened: Callable[[], PagedObject]) -> Source:
+        """One stored object, whose pages are cached below; ``opened()`` opens it at first use."""
         return cls(
-            ("object", paged.url),
-            range=paged.read, open=lambda: paged.blocks(), size=lambda: paged.size, of_bytes=True, cached=True,
+            ("object", url),
+            range=lambda offset, limit: opened().read(offset, limit), open=lambda: opened().blocks(),
+            size=lambda: opened().size, of_bytes=True, cached=True,
         )  # fmt: skip
 
 
@@ -217,12 +239,70 @@ def function_identity(function: Any) -> str:
 
 def is_stable(identity: Hashable) -> bool:
     """Whether an identity means the same in the next process: needed before anything is kept on disk under it."""
-    if isinstance(identity, tuple):
-        return bool(identity) and identity[0] == "object"
-    return isinstance(identity, str) and "<" not in identity and not identity.startswith("__main__.")
+    return isinstance(identity, str) or (isinstance(identity, tuple) and identity[:1] == ("object",))
 
 
-def _checked(function: Any, constructor: str) -> str:
+def function_key(function: Any) -> Hashable:
+    """What tells a function from others: its name, if it is one of a module; else also what it was made of.
+
+    Functions made anew for every call (a function in a function, a lambda) are the same if their code, defaults and
+    captured values are; partials if what they bind is; methods if their objects are.
+    """
+    name = function_identity(function)
+    plain = getattr(function, "__qualname__", "")
+    if plain and "<" not in plain and not hasattr(function, "__self__") and not name.startswith("__main__."):
+        return name
+    try:
+        return (name, *_made_of(function))
+    except TypeError:
+        return name, next(_numbers)  # captured values that cannot be told apart: another function every time
+
+
+def _made_of(function: Any) -> tuple[Hashable, ...]:
+    if isinstance(function, partial):
+        bound = tuple((key, _told(value)) for key, value in sorted(function.keywords.items()))
+        return ("partial", function_key(function.func), tuple(map(_told, function.args)), bound)
+    owner = getattr(function, "__self__", None)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ("object", _told(function if owner is None else owner))
+    cells = getattr(function, "__closure__", None) or ()
+    captured = tuple(_told(cell.cell_contents) for cell in cells if _is_filled(cell))
+    defaults = tuple(map(_told, function.__defaults__ or ()))
+    named = tuple((key, _told(value)) for key, value in sorted((function.__kwdefaults__ or {}).items()))
+    digest = hashlib.blake2b(marshal.dumps(code), digest_size=16).hexdigest()
+    return (digest, None if owner is None else _told(owner), captured, defaults, named)
+
+
+def _told(value: Any) -> Hashable:
+    """A value as part of an identity: itself, if other processes could tell it too; else a number of the object.
+
+    Raises:
+        TypeError: it has neither.
+    """
+    if inspect.isroutine(value) or isinstance(value, partial):
+        return function_key(value)
+    try:
+        canonical(value)
+    except LazyStoreError:
+        try:
+            return "object", _objects[value]
+        except KeyError:
+            number = _objects[value] = next(_numbers)
+            return "object", number
+    found: Hashable = value
+    return found
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - asked for its error
+    except ValueError:
+        return False
+    return True
+
+
+def _checked(function: Any, constructor: str) -> Hashable:
     if not callable(function):
         raise ConfigError(f"LazyStore.{constructor} takes a function, got {function!r}")
-    return function_identity(function)
+    return function_key(function)

@@ -1,5 +1,5 @@
 """What users and our own tests share: a local object store with latency, a bandwidth limit and
-faults, a fault-injecting filesystem, the seeded plans behind both, and the exam of new formats.
+faults, a fault-injecting filesystem, the seeded plans behind both, a clock set by hand, and the exam of new formats.
 
 Names are imported when first used, so that this package costs nothing until then.
 """
@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lazystore.testing.clock import FakeClock as FakeClock
     from lazystore.testing.faults import FaultPlan as FaultPlan
     from lazystore.testing.faults import Faults as Faults
     from lazystore.testing.faults import FileFaults as FileFaults
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from lazystore.testing.traffic import dependent_waves as dependent_waves
 
 _HOMES = {
+    "FakeClock": "clock",
     "FaultPlan": "faults",
     "Faults": "faults",
     "FaultyFileSystem": "filesystem",
@@ -31,6 +33,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "FakeClock",
     "FaultPlan",
     "Faults",
     "FaultyFileSystem",

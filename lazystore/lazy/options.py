@@ -1,0 +1,157 @@
+"""A store's settings, checked once and frozen; presets by the size of the data.
+
+Sizes count bytes where the name says nothing (``memory``, ``chunk``, ``window``) and items where it says so
+(``page``, ``items``): no setting means both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lazystore.config import default_memory, memory_limit, parse_bytes
+from lazystore.errors import ConfigError
+from lazystore.lazy.strategy import CompressionType, DataSize
+
+if TYPE_CHECKING:
+    from lazystore.cache.disk import DiskTier
+
+__all__ = ["StoreOptions", "cache_folder", "preset"]
+
+MIB = 1 << 20
+MAX_PAGE = 1000
+#: Read-ahead of "auto" begins with so many parts and doubles up to eight.
+AUTO = "auto"
+_POLICIES = ("s3fifo", "lru")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """What a :class:`LazyStore` was asked for, as numbers. See there for what each means.
+
+    Raises:
+        ConfigError: a value is out of its range; the message names it.
+    """
+
+    memory: int | str = AUTO
+    disk: DiskTier | str | os.PathLike[str] | None = None
+    ttl: float | None = None
+    chunk: int | str = "1MiB"
+    items: int = 1000
+    window: int | str = "8MiB"
+    page: int = 50
+    max_page: int = MAX_PAGE
+    prefetch: int | str = AUTO
+    concurrency: int | str = AUTO
+    codec: CompressionType | str = AUTO
+    policy: str = "s3fifo"
+    name: str | None = None
+    ttl_jitter: float = 0.1
+    negative_ttl: float = 0.0
+    stale_while_revalidate: float = 0.0
+    stale_if_error: float = 0.0
+    attempts: int = 1
+    timeout: float | None = None
+    idle_timeout: float | None = None
+    slow_after: float = 1.0
+    background_workers: int = 4
+    cursor_ttl: float | None = 3 * 86400.0
+    weigh: Callable[[Any], int] | None = None
+    on_evict: Callable[[Any, Any, str], None] | None = None
+
+    def __post_init__(self) -> None:
+        self._set("memory", 0 if self._is(self.memory, 0) else _memory(self.memory))
+        self._set("chunk", parse_bytes(self.chunk, name="chunk"))
+        self._set("window", parse_bytes(self.window, name="window"))
+        for name in ("items", "page", "max_page", "attempts", "background_workers"):
+            self._set(name, _count(name, getattr(self, name), 1))
+        if self.page > self.max_page:
+            raise ConfigError(f"page={self.page} is more items than max_page={self.max_page}")
+        if self.prefetch != AUTO:
+            self._set("prefetch", _count("prefetch", self.prefetch, 0))
+        self._set("concurrency", 10 if self.concurrency == AUTO else _count("concurrency", self.concurrency, 1))
+        for name in ("ttl", "timeout", "idle_timeout", "cursor_ttl"):
+            if getattr(self, name) is not None:
+                _seconds(name, getattr(self, name), above_zero=True)
+        for name in ("ttl_jitter", "negative_ttl", "stale_while_revalidate", "stale_if_error", "slow_after"):
+            _seconds(name, getattr(self, name))
+        if self.ttl_jitter >= 1:
+            raise ConfigError(f"ttl_jitter={self.ttl_jitter!r} is a share of the ttl, below 1")
+        if self.policy not in _POLICIES:
+            raise ConfigError(f"policy={self.policy!r} is not one of {', '.join(_POLICIES)}")
+        self._set("codec", _codec(self.codec))
+        if self.name is not None and (not isinstance(self.name, str) or not self.name):
+            raise ConfigError(f"name={self.name!r} is not a name")
+        for name in ("weigh", "on_evict"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not a function")
+
+    @staticmethod
+    def _is(value: Any, number: int) -> bool:
+        return type(value) is int and value == number
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def given(self) -> dict[str, Any]:
+        """The settings as keyword arguments."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def preset(size: DataSize | str) -> dict[str, Any]:
+    """Settings for data of a size class: items a chunk, chunks in memory at once, memory, disk tier.
+
+    Memory is clamped to half of what the machine or the container allows. LARGE and HUGE have a disk tier of four
+    times the memory in :func:`cache_folder`. Whatever is given explicitly wins.
+    """
+    try:
+        size = DataSize(size)
+    except ValueError:
+        known = ", ".join(member.name for member in DataSize)
+        raise ConfigError(f"{size!r} is not one of DataSize's {known}") from None
+    items, chunks, memory = {
+        DataSize.SMALL: (100, 50, 512 * MIB),
+        DataSize.MEDIUM: (1000, 20, 1024 * MIB),
+        DataSize.LARGE: (5000, 10, 2048 * MIB),
+        DataSize.HUGE: (10_000, 5, 4096 * MIB),
+    }[size]
+    memory = min(memory, memory_limit() // 2)
+    found: dict[str, Any] = {"memory": memory, "items": items, "window": min(chunks * MIB, memory // 4)}
+    if size in (DataSize.LARGE, DataSize.HUGE):
+        from lazystore.cache.disk import DiskTier
+
+        found["disk"] = DiskTier(cache_folder(), max_bytes=4 * memory)
+    return found
+
+
+def cache_folder() -> Path:
+    """Where disk tiers lie if nobody says: ``$XDG_CACHE_HOME/lazystore``, else ``~/.cache/lazystore``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "lazystore"
+
+
+def _memory(memory: int | str) -> int:
+    return default_memory() if memory == AUTO else parse_bytes(memory, name="memory")
+
+
+def _codec(codec: CompressionType | str) -> str:
+    try:
+        return str(CompressionType(codec).value)
+    except ValueError:
+        known = ", ".join(member.value for member in CompressionType)
+        raise ConfigError(f"codec={codec!r} is not one of {known}") from None
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise ConfigError(f"{name}={value!r} must be a whole number, at least {least}")
+    return int(value)
+
+
+def _seconds(name: str, value: Any, *, above_zero: bool = False) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not (value > 0 if above_zero else value >= 0):
+        raise ConfigError(f"{name}={value!r} must be {'above zero' if above_zero else 'zero or more'}, in seconds")

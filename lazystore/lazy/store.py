@@ -1,0 +1,549 @@
+"""`LazyStore`: lazy access to any source, inside one memory budget.
+
+Here: arguments, the verbs, and who owns what. How things are cached is the tiers' business (``cache.tiers``), how
+they are cut or counted that of ``chunks``, ``pages`` and ``stream``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import cache, cached_property, partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lazystore.cache.retries import Retries
+from lazystore.cache.tiers import UNSET, Tiers
+from lazystore.errors import ClosedError, ConfigError, UnsupportedError
+from lazystore.lazy.events import Events, kind_of
+from lazystore.lazy.health import HealthWindow
+from lazystore.lazy.loading import Loading
+from lazystore.lazy.options import StoreOptions, preset
+from lazystore.lazy.source import AnyIterable, Source, as_source, is_stable
+from lazystore.lazy.strategy import DataSize, Strategy
+
+if TYPE_CHECKING:
+    from lazystore.cache.disk import DiskTier
+    from lazystore.lazy.background import Background
+    from lazystore.lazy.chunks import Chunks
+    from lazystore.lazy.cursor import CursorSigner
+    from lazystore.lazy.file import LazyFile
+    from lazystore.lazy.handle import Handle
+    from lazystore.lazy.page import Page
+    from lazystore.lazy.pages import Pager, Pages
+    from lazystore.lazy.stream import Stream, Streams
+
+__all__ = ["LazyStore", "default_store"]
+
+S = TypeVar("S", bound="LazyStore")
+
+
+class _Open:
+    """``LazyStore.open(url)`` makes a store over one object; ``store.open(url)`` a file over its page cache."""
+
+    def __get__(self, store: LazyStore | None, owner: type[LazyStore]) -> Callable[..., Any]:
+        return owner.from_url if store is None else store.open_file
+
+
+class LazyStore(Loading):
+    """Lazy access to a source: values, chunks, pages, streams and background loads, in one memory budget.
+
+    Parameters:
+        source: a URL or path (any object fsspec knows), a sequence, a :class:`~lazystore.StreamingDataset`, a mapping,
+            bytes, an iterable, or None (what is loaded is said in each call). Functions say what they take:
+            :meth:`from_keys`, :meth:`from_range`, :meth:`from_cursor`, :meth:`from_stream`. Sync and async ones alike:
+            sync ones called from an event loop run in worker threads.
+        memory: hard budget in bytes (``"64MB"``) for cached values, windows of streams, reads in flight; ``"auto"``:
+            256 MiB, or a quarter of the memory limit if that is less; 0 caches nothing.
+        disk: a second tier: a :class:`~lazystore.DiskTier`, or the folder of one.
+        ttl: seconds a value stays fresh (spread by ``ttl_jitter``, a share of it); None: for ever.
+        chunk: bytes a chunk of :meth:`chunks`, and a page of :meth:`open`'s files.
+        page: items a page where none is said; ``max_page`` is the most (1000).
+        prefetch: parts that are read ahead once the use is sequential; ``"auto"``: 2, growing to 8; 0: none.
+        concurrency: loads under way at once, background ones included; ``"auto"``: 10.
+        codec: of what goes to disk: "auto" (zstd, else zlib), "zstd", "zlib", "none".
+        policy: what leaves memory first: "s3fifo" (scans flush nothing), or "lru".
+        key: makes a hashable cache key of a key of :meth:`get`, where keys are not hashable or mean the same.
+        name: of the store in messages, and the namespace of its entries on disk. Needed with ``disk`` where the source
+            has no name of its own (a lambda, a function in a function or in ``__main__``).
+        secret: signs page cursors: bytes, or several (the first signs, all are accepted). None: made at random, so
+            that cursors end with this store.
+        storage_options: of URLs; as in :class:`~lazystore.StreamingDataset`.
+        settings: ``items`` (a chunk of items, 1000), ``window`` (bytes a stream holds, "8MiB"), ``max_page``,
+            ``negative_ttl`` (seconds an error is remembered), ``stale_while_revalidate`` and ``stale_if_error``
+            (seconds behind the ttl, RFC 5861), ``attempts`` (of a load that fails for a while), ``timeout`` (seconds a
+            load may take), ``idle_timeout`` (of streams), ``background_workers``, ``cursor_ttl``, ``slow_after``
+            (seconds from which a load is logged), ``weigh`` (bytes of a value; measured if None),
+            ``on_evict(key, value, cause)``.
+
+    Values are handed out as they are, not copied: do not change what a cached value holds. ``None`` is a value like
+    any other. What a loader raises reaches everyone who waits for it, as it is.
+
+    Raises:
+        ConfigError: an argument that cannot work. BudgetTooSmallError: memory too small for the window.
+
+    Memory: at most ``memory`` bytes by the store's own accounting, plus what callers hold. Cost of a hit: one call
+    into C. Threads: any number; one load a key, whoever asks. No thread is started until a background load, a load
+    with a timeout, or a sync loader under an event loop needs one; :meth:`close` joins them. Fork: a child keeps what
+    is in memory as its own copy and starts its own threads. Pickling, spawn: by its arguments; the copy is empty.
+    Interpreter exit: nothing to wait for.
+    """
+
+    def __init__(
+        self,
+        source: Any = None,
+        *,
+        memory: int | str = "auto",
+        disk: Any = None,
+        ttl: float | None = None,
+        chunk: int | str = "1MiB",
+        page: int = 50,
+        prefetch: int | str = "auto",
+        concurrency: int | str = "auto",
+        codec: Any = "auto",
+        policy: str = "s3fifo",
+        key: Callable[[Any], Hashable] | None = None,
+        name: str | None = None,
+        secret: bytes | Iterable[bytes] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        if key is not None and not callable(key):
+            raise ConfigError(f"key={key!r} is not a function")
+        options = StoreOptions(
+            memory=memory, disk=disk, ttl=ttl, chunk=chunk, page=page, prefetch=prefetch, concurrency=concurrency,
+            codec=codec, policy=policy, name=name, **settings,
+        )  # fmt: skip
+        self._arguments = {"key": key, "secret": secret, "storage_options": storage_options, **options.given()}
+        self._given = source
+        self._key = key
+        self.options = options
+        self._secret = secret
+        self._storage_options = storage_options
+        self._lock = threading.Lock()
+        self._pager: Pager | None = None
+        self._closed = False
+        self._source: Source | None = None
+        self._events = Events(options.name or "LazyStore", options.slow_after)
+        self._health = HealthWindow()
+        self._tiers = self._make_tiers(options)
+        self._hit = self._tiers.hit
+        if source is not None:
+            self._source = self._adopt(self._as_source(source))
+
+    def _make_tiers(self, options: StoreOptions) -> Tiers:
+        return Tiers(
+            memory=options.memory, disk=_disk_tier(options), namespace=options.name or "", policy=options.policy,
+            ttl=options.ttl, ttl_jitter=options.ttl_jitter, negative_ttl=options.negative_ttl,
+            stale_while_revalidate=options.stale_while_revalidate, stale_if_error=options.stale_if_error,
+            weigh=options.weigh, concurrency=options.concurrency, retries=Retries(attempts=options.attempts),
+            on_evict=options.on_evict,
+        )  # fmt: skip
+
+    # -- how stores are made ------------------------------------------------------------
+
+    @classmethod
+    def from_keys(cls: type[S], function: Callable[[Any], Any], **settings: Any) -> S:
+        """A store over ``function(key)``, sync or async."""
+        return cls(Source.from_keys(function), **settings)
+
+    @classmethod
+    def from_range(
+        cls: type[S], function: Callable[..., Any], *, size: int | Callable[[], int] | None = None, **settings: Any
+    ) -> S:
+        """A store over ``function(offset, limit)`` that gives at most ``limit`` items, fewer only at the end.
+
+        Parameters:
+            size: items in all, or a function that tells; None: unknown. Known sizes give ``len`` and page totals.
+        """
+        return cls(Source.from_range(function, size=size), **settings)
+
+    @classmethod
+    def from_cursor(cls: type[S], function: Callable[..., Any], **settings: Any) -> S:
+        """A store over ``function(cursor, limit)`` that gives ``(items, next_cursor)``; None begins and ends."""
+        return cls(Source.from_cursor(function), **settings)
+
+    @classmethod
+    def from_stream(cls: type[S], function: Callable[[], AnyIterable] | AnyIterable, **settings: Any) -> S:
+        """A store over ``function()`` that gives an iterator (sync or async), or over an iterable itself."""
+        return cls(Source.from_stream(function), **settings)
+
+    @classmethod
+    def from_url(cls: type[S], url: str | os.PathLike[str], **settings: Any) -> S:
+        """A store over the bytes of one object. Also spelled ``LazyStore.open(url)``."""
+        return cls(os.fspath(url), **settings)
+
+    @classmethod
+    def preset(cls: type[S], size: DataSize | str, source: Any = None, **settings: Any) -> S:
+        """A store with the settings of a size class (:func:`lazystore.lazy.options.preset`); ``settings`` win."""
+        return cls(source, **{**preset(size), **settings})
+
+    open = _Open()
+
+    def open_file(self, url: str | os.PathLike[str], mode: str = "rb", **how: Any) -> Any:
+        """A file over the store's page cache: ``store.open(url)``.
+
+        Parameters:
+            url: any object fsspec knows.
+            mode: "rb", or "r" for text (``encoding``, ``errors``, ``newline`` as in :func:`open`).
+            how: ``buffering`` (0: the raw :class:`~lazystore.lazy.file.LazyFile`), ``storage_options``.
+
+        Raises:
+            DatasetNotFoundError, FetchError, UnsupportedError (a mode that writes), ClosedError.
+        """
+        from lazystore.lazy.file import check_mode, open_paged
+
+        self._check_open()
+        options = how.pop("storage_options", self._storage_options)
+        check_mode(mode, **{"buffering": -1, "encoding": None, "errors": None, "newline": None, **how})
+        return open_paged(self._raw_file(os.fspath(url), options), mode, **how)
+
+    def _raw_file(self, url: str, options: Mapping[str, Any] | None) -> LazyFile:
+        from lazystore.cache.paged import PagedObject
+        from lazystore.lazy.file import LazyFile
+
+        paged = PagedObject(url, self._tiers, page=self.options.chunk, storage_options=options)
+        return LazyFile(paged, reopen=partial(_reopened, self, url, options))
+
+    def _as_source(self, given: Any) -> Source:
+        if isinstance(given, (str, os.PathLike)):
+            return self._object(os.fspath(given))
+        return as_source(given)
+
+    def _object(self, url: str) -> Source:
+        from lazystore.cache.paged import PagedObject
+
+        @cache
+        def opened() -> PagedObject:
+            return PagedObject(url, self._tiers, page=self.options.chunk, storage_options=self._storage_options)
+
+        return Source.from_object(url, opened)
+
+    def _adopt(self, source: Source) -> Source:
+        """The store's own source; on disk its entries need a name that means the same in every process."""
+        if self.options.disk is None or source.cached or is_stable(source.identity):
+            return source
+        if self.options.name is None:
+            raise ConfigError(
+                f"{source!r} has no name of its own that another process could know: give the store a name=, "
+                "under which its entries are found on disk"
+            )
+        return source.named(self.options.name)
+
+    def _open_source(self, given: Any = None) -> Source:
+        """The source of a call: what was given to it, else the store's."""
+        self._check_open()
+        if given is not None:
+            return self._as_source(given)
+        if self._source is None:
+            raise ConfigError(
+                "this store has no source: make it by LazyStore(source), from_keys(f), from_range(f), from_cursor(f) "
+                "or from_stream(f), or say in the call what is loaded"
+            )
+        return self._source
+
+    # -- parts --------------------------------------------------------------------------
+
+    def chunks(
+        self, source: Any = None, *, chunk: int | str | None = None, items: int | None = None, **how: Any
+    ) -> Chunks:
+        """The source in chunks, each loaded and cached by itself; under ``for`` and ``async for``.
+
+        Parameters:
+            source: another source than the store's: whatever a store can be made from.
+            chunk: bytes a chunk, of sources of bytes. items: items a chunk, of the others; give one of them.
+            how: ``prefetch`` (chunks ahead), ``strategy``, ``boundary``, ``weigh``, ``delimiter`` ... as
+                :class:`~lazystore.lazy.DataChunker` has them, for sources that are read in one pass.
+
+        Sources by position give ``len`` (if the size is known), ``[i]`` and slices; what is a stream gives one pass.
+        """
+        from lazystore.lazy.chunks import Chunks
+
+        found = self._open_source(source)
+        self._events.operation(Strategy.CHUNKED)
+        how.setdefault("prefetch", self.options.prefetch)
+        if chunk is None and items is None:
+            of_bytes = "bytes" in found.can
+            chunk, items = (self.options.chunk, None) if of_bytes else (None, self.options.items)
+        return Chunks(found, self._tiers, chunk=chunk, items=items, **how)
+
+    def page(
+        self, number: int | None = None, *, cursor: str | None = None, size: int | None = None, **how: Any
+    ) -> Page[Any]:
+        """One page: by number, counted from 1, or by the cursor of another page.
+
+        Parameters:
+            number: of sources by position; without number and cursor the first page.
+            cursor: ``next_cursor`` or ``previous_cursor`` of a page.
+            size: items a page; above ``max_page`` it is clamped.
+            how: ``source``, ``total`` (a number, a function, or True), ``keyset``; the rest are filters and go to the
+                source's function.
+
+        Raises:
+            ConfigError: page 0, a size below 1. CursorTamperedError, CursorMismatchError, CursorExpiredError.
+        """
+        pager, total, filters = self._paging(how)
+        return pager.page(number, cursor=cursor, size=size, total=total, **filters)
+
+    async def apage(
+        self, number: int | None = None, *, cursor: str | None = None, size: int | None = None, **how: Any
+    ) -> Page[Any]:
+        """:meth:`page` for event loops."""
+        pager, total, filters = self._paging(how)
+        return await pager.apage(number, cursor=cursor, size=size, total=total, **filters)
+
+    def pages(self, start: int = 1, stop: int | None = None, *, size: int | None = None, **how: Any) -> Pages:
+        """The pages from ``start`` to before ``stop`` (None: to the end), under ``for`` and ``async for``."""
+        pager, _, filters = self._paging(how)
+        return pager.pages(start, stop, size=size, **filters)
+
+    def load_pages(self, start: int, stop: int, *, size: int | None = None, **how: Any) -> list[Page[Any]]:
+        """The pages ``start`` to ``stop`` (exclusive), loaded several at once and given in order."""
+        pager, _, filters = self._paging(how)
+        return pager.load_pages(start, stop, size=size, concurrency=self.options.concurrency, **filters)
+
+    async def aload_pages(self, start: int, stop: int, *, size: int | None = None, **how: Any) -> list[Page[Any]]:
+        """:meth:`load_pages` for event loops."""
+        pager, _, filters = self._paging(how)
+        return await pager.aload_pages(start, stop, size=size, concurrency=self.options.concurrency, **filters)
+
+    def _paging(self, how: dict[str, Any]) -> tuple[Pager, Any, dict[str, Any]]:
+        """The pager of a call, what it says about totals, and its filters."""
+        source = self._open_source(how.pop("source", None))
+        keyset, total = how.pop("keyset", None), how.pop("total", UNSET)
+        self._events.operation(Strategy.PAGINATED)
+        if source is self._source and keyset is None:
+            with self._lock:
+                if self._pager is None:
+                    self._pager = self._make_pager(source, None)
+                return self._pager, total, how
+        return self._make_pager(source, keyset), total, how
+
+    def _make_pager(self, source: Source, keyset: Any) -> Pager:
+        from lazystore.lazy.pages import Pager
+
+        return Pager(
+            source, self._tiers, size=self.options.page, max_size=self.options.max_page, keyset=keyset,
+            signer=self._signer, prefetch=self.options.prefetch != 0,
+        )  # fmt: skip
+
+    @cached_property
+    def _signer(self) -> CursorSigner:
+        from lazystore.lazy.cursor import CursorSigner
+
+        return CursorSigner(self._secret, lifetime=self.options.cursor_ttl)
+
+    def stream(self, source: Any = None, *, name: str | None = None, **how: Any) -> Stream:
+        """One ordered pass over the source in a bounded window; under ``for`` and ``async for``.
+
+        Parameters:
+            name: under which :attr:`streams` knows it; None: a number.
+            how: ``window`` (bytes it may hold), ``ahead`` (read on in the background as far as the window goes),
+                ``chunk`` or ``items`` (cut it into chunks), ``idle_timeout`` (seconds nobody may read).
+
+        Close it, or use it in a ``with`` statement; a forgotten one closes with a ResourceWarning.
+        """
+        found = self._open_source(source)
+        found.require("stream")
+        self._events.operation(Strategy.STREAMING)
+        how.setdefault("window", self.options.window)
+        how.setdefault("idle_timeout", self.options.idle_timeout)
+        return self.streams.open(found, name=name, **how)
+
+    @cached_property
+    def streams(self) -> Streams:
+        """The open streams by name."""
+        from lazystore.lazy.stream import Streams
+
+        return Streams(self._tiers)
+
+    # -- background ---------------------------------------------------------------------
+
+    def prefetch(self, keys: Iterable[Any], priority: float = 0.0) -> list[Handle[Any]]:
+        """Load keys of :meth:`get` in the background, higher priority sooner; handles of the loads.
+
+        A key that is asked for meanwhile is loaded at once. Under memory pressure what nobody waits for is refused.
+        """
+        self._check_open()
+        return self.background.prefetch(keys, priority=priority)
+
+    @cached_property
+    def background(self) -> Background:
+        """What loads ahead: ``prefetch``, ``hint(keys)`` (a known order), ``predict_and_prefetch(history)``."""
+        from lazystore.lazy.background import Background
+
+        return Background(
+            self._tiers, self._load_of, key_of=self._key, slots=max(1, self.options.background_workers - 1),
+            timeout=self.options.timeout, predictors=() if self.options.prefetch == 0 else None,
+        )  # fmt: skip
+
+    def _load_of(self, key: Any) -> Callable[[], Any]:
+        source = self._open_source()
+        source.require("keys")
+        return partial(source.fetch_key, key)
+
+    def _watch(self, key: Any) -> None:
+        """Show a key that was asked for to who predicts the next ones."""
+
+    def _handle(self, key: Hashable, load: Callable[[], Any], ttl: Any, timeout: float | None) -> Handle[Any]:
+        from lazystore.lazy.handle import Handle
+
+        return Handle(self._tiers, key, load, timeout=timeout, ttl=ttl)
+
+    def _in_background(self, key: Hashable, load: Callable[[], Any], ttl: Any, priority: float) -> Handle[Any]:
+        return self.background.submit(key, load, priority=priority, ttl=ttl)
+
+    # -- forgetting ---------------------------------------------------------------------
+
+    def invalidate(self, key: Any) -> bool:
+        """Forget the value of a key, in memory and on disk; a load under way is not kept. True if there was one."""
+        self._check_open()
+        return self._tiers.invalidate(key if self._key is None else self._key(key))
+
+    def clear(self, *, memory: bool = True, disk: bool = False, prefix: str | None = None) -> int:
+        """Forget everything (that begins with ``prefix``); the number of entries dropped.
+
+        Parameters:
+            memory, disk: in which tiers.
+            prefix: of keys that are text, or tuples that begin with text.
+        """
+        self._check_open()
+        return self._tiers.clear(memory=memory, disk=disk, prefix=prefix)
+
+    # -- looking ------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """What the store holds and what happened in it since it was made, as plain values.
+
+        ``hits + misses + joins == requests`` of the tiers (``operations`` counts calls of verbs instead), and
+        ``memory_used`` is the sum of what the entries weigh. Cost: O(entries), to count chunks and pages.
+        """
+        keys = self._tiers.memory.map.keys()
+        streams = self.__dict__.get("streams")
+        background = self.__dict__.get("background")
+        return {
+            "name": self._events.name,
+            **self._counters(),
+            **self._events.snapshot(),
+            "entries_by_kind": dict(Counter(map(kind_of, keys))),
+            "active_streams": len(streams) if streams is not None else 0,
+            "background": background.stats() if background is not None else {},
+        }
+
+    def _counters(self) -> dict[str, Any]:
+        """The tiers' counters, and the disk tier's under names of their own."""
+        found: dict[str, Any] = dict(self._tiers.counters())
+        requests = found["requests"]
+        found["hit_ratio"] = (found["hits"] + found["joins"] + found["disk_hits"]) / requests if requests else 0.0
+        found["memory_used"], found["memory_limit"] = found.pop("bytes"), found.pop("limit")
+        shelf = self._tiers.shelf
+        disk = shelf.tier.counters() if shelf is not None else {}
+        found["disk"] = disk
+        found["disk_bytes"] = disk.get("nbytes", 0)
+        found["compression_savings"] = disk.get("compression_savings", 0)
+        found["disk_health"] = shelf.tier.health() if shelf is not None else "ok"
+        found["closed"] = self._closed
+        return found
+
+    def health(self, thresholds: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """``{"status": "ok" | "degraded" | "failing", "reasons": [...], ...}`` over the last minute; asks nobody.
+
+        Parameters:
+            thresholds: limits in place of those in :data:`lazystore.lazy.health.THRESHOLDS`.
+        """
+        return self._health.judge(self._counters(), thresholds)
+
+    @property
+    def tiers(self) -> Tiers:
+        """The cache below: memory, disk, and who loads."""
+        return self._tiers
+
+    def __len__(self) -> int:
+        total = self._open_source().size
+        if total is None:
+            raise UnsupportedError(f"{self!r} does not know how long its source is")
+        return total
+
+    def __repr__(self) -> str:
+        held = self._tiers.counters()
+        state = "closed" if self._closed else f"{held['entries']} entries, {held['bytes']} bytes"
+        return f"<LazyStore {self._events.name!r} over {self._source!r}: {state} of {self.options.memory}>"
+
+    # -- ending -------------------------------------------------------------------------
+
+    def close(self, grace: float = 5.0) -> None:
+        """End streams, background loads and threads; drop what is in memory. The disk tier stays. Harmless twice.
+
+        Parameters:
+            grace: seconds to wait for loads under way; who waits for one that is not done then gets LoadCancelledError.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for part in ("background", "streams"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
+        self._tiers.close(grace)
+
+    async def aclose(self, grace: float = 5.0) -> None:
+        """:meth:`close` for event loops: waits in a thread of its own."""
+        import asyncio
+
+        await asyncio.to_thread(self.close, grace)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self._events.name} is closed")
+
+    def __enter__(self: S) -> S:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self: S) -> S:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self._given, self._arguments)
+
+
+def _reopened(store: LazyStore, url: str, options: Mapping[str, Any] | None) -> LazyFile:
+    """A file that was pickled with its store, opened again over the store's copy."""
+    return store._raw_file(url, options)
+
+
+def _disk_tier(options: StoreOptions) -> DiskTier | None:
+    """The tier that was given, or one in the folder that was given."""
+    if not isinstance(options.disk, (str, os.PathLike)):
+        return options.disk
+    from lazystore.cache.disk import DiskTier
+
+    return DiskTier(options.disk, codec=options.codec)
+
+
+def _rebuilt(kind: type[S], source: Any, arguments: dict[str, Any]) -> S:
+    return kind(source, **arguments)
+
+
+_default: LazyStore | None = None
+_default_lock = threading.Lock()
+
+
+def default_store() -> LazyStore:
+    """The store that decorators share where none is given; made at the first use."""
+    global _default
+    with _default_lock:
+        if _default is None or _default._closed:
+            _default = LazyStore(name="default")
+        return _default
