@@ -48,6 +48,14 @@ cdef int64_t monotonic() noexcept nogil:
     return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
+cdef int check_limit(int64_t max_weight) except -1:
+    if max_weight < 1:
+        raise ConfigError(f"max_weight={max_weight} must be at least 1")
+    if max_weight >> 55:
+        raise ConfigError(f"max_weight={max_weight} must be below 2**55")
+    return 0
+
+
 cdef inline uint32_t tag_of(Py_hash_t hashed) noexcept nogil:
     """32 bits of a hash, the best mixed ones first (Fibonacci hashing); never 0, which marks an empty ghost."""
     cdef uint32_t tag = <uint32_t>((<uint64_t>hashed * <uint64_t>0x9E3779B97F4A7C15ULL) >> 32)
@@ -117,8 +125,7 @@ cdef class CacheMap:
     cdef readonly int64_t expirations
 
     def __cinit__(self, int64_t max_weight, *, str policy="s3fifo", clock=None):
-        if max_weight < 1:
-            raise ConfigError(f"max_weight={max_weight} must be at least 1")
+        check_limit(max_weight)
         if policy not in POLICIES:
             raise ConfigError(f"policy={policy!r} is not one of {', '.join(POLICIES)}")
         self.max_weight = max_weight
@@ -227,7 +234,7 @@ cdef class CacheMap:
             raise MemoryError(f"a map holds at most {MOST_ENTRIES} entries")
         while 4 * slots < 5 * <int64_t>capacity:
             slots *= 2
-        if self.table == NULL or slots != <int64_t>self.mask + 1:
+        if self.table == NULL or slots > <int64_t>self.mask + 1:
             self.set_slots(slots)
         # A large array is moved by the system, not copied.
         entries = <Entry*>PyMem_RawRealloc(self.entries, sizeof(Entry) * <size_t>capacity)
@@ -240,6 +247,8 @@ cdef class CacheMap:
                 raise MemoryError(f"no memory for {capacity} map entries")
             self.times = times
         self.capacity = capacity
+        if slots < <int64_t>self.mask + 1:
+            self.set_slots(slots)
         return 0
 
     cdef int set_slots(self, int64_t slots) except -1:
@@ -580,11 +589,10 @@ cdef class CacheMap:
         """Set the limit of weight; returns the pairs evicted for it.
 
         Raises:
-            ConfigError: it is below 1.
+            ConfigError: it is below 1, or 2**55 and more.
         """
         cdef Pairs out
-        if max_weight < 1:
-            raise ConfigError(f"max_weight={max_weight} must be at least 1")
+        check_limit(max_weight)
         self.max_weight = max_weight
         pairs_init(&out)
         if not self.make_room(0, MAIN, &out):
@@ -639,8 +647,8 @@ cdef class CacheMap:
 
     @property
     def entry_overhead(self):
-        """Bytes an entry takes beside its key and value, in a map that is not small."""
-        return 96
+        """Bytes an entry takes at most beside its key and value, in a map of 1000 entries or more."""
+        return 96 if self.times == NULL else 120
 
     def __contains__(self, key):
         """Whether :meth:`peek` finds it."""

@@ -140,9 +140,10 @@ class LazyStoreFileSystem(ChainedFileSystem):  # type: ignore[misc]
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> BufferedLazyFile:
         if mode != "rb":
             self._refuse(f"open(mode={mode!r})")
-        path = self._strip_protocol(path)
-        raw = LazyFile(self._object(path), reopen=partial(_raw, self, path))
-        return BufferedLazyFile(raw, BUFFER)
+        return BufferedLazyFile(self._file(self._strip_protocol(path)), BUFFER)
+
+    def _file(self, path: str) -> LazyFile:
+        return LazyFile(self._object(path), reopen=partial(LazyStoreFileSystem._file, self, path))
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Bytes of an object, through the cache; negative positions count from its end."""
@@ -352,11 +353,6 @@ class LazyStoreFileSystem(ChainedFileSystem):  # type: ignore[misc]
     rm_file, _rm, rm = map(_refusing, ("rm_file", "_rm", "rm"))
     mkdir, makedirs, rmdir = map(_refusing, ("mkdir", "makedirs", "rmdir"))
     write_bytes, write_text = map(_refusing, ("write_bytes", "write_text"))
-
-
-def _raw(fs: LazyStoreFileSystem, path: str) -> LazyFile:
-    """A file of this filesystem again, for unpickling."""
-    return fs._open(path).raw
 
 
 def _share(memory: int | str | None, disk: Any) -> _Shared:

@@ -295,7 +295,7 @@ class PagedObject:
 
     def keep(self, key: Hashable, page: memoryview) -> None:
         """Put a page into the cache that nobody has read yet."""
-        self._tiers.put(key, page, ttl=None)
+        self._tiers.put(key, page, ttl=None, weigh=len)
 
     def _key(self, number: int) -> Hashable:
         return (*self._prefix, number)
@@ -326,8 +326,9 @@ class PagedObject:
     def _load(self, number: int) -> Any:
         """A page that is not in memory: from disk, from a wave that brings it, or fetched now."""
         key = self._key(number)
+        self.bring([number])  # before it waits for its turn to load: what is on its way is bounded by the budget
         try:
-            return self._tiers.get(key, partial(self._arrived, number, key), ttl=None)
+            return self._tiers.get(key, partial(self._arrived, number, key), ttl=None, weigh=len, retry=False)
         finally:
             wave = self._board.wave(key)
             if wave is not None and wave.ended:

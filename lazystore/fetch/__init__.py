@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from lazystore.errors import ConfigError
 from lazystore.fetch.options import is_local, local_path
-from lazystore.fetch.source import FetchCounters, Read, Source
+from lazystore.fetch.source import FetchCounters, Read, Source, StorageSource
 
-__all__ = ["FetchCounters", "Read", "Source", "open_source"]
+__all__ = ["FetchCounters", "Read", "Source", "StorageSource", "open_source"]
 
 
 def open_source(
@@ -24,7 +24,7 @@ def open_source(
     concurrency: int | None = None,
     max_in_flight_bytes: int | None = None,
     backend: Literal["auto", "fsspec", "obstore"] = "auto",
-) -> Source:
+) -> StorageSource:
     """The source for the objects below ``url``; opens no connection and starts no thread.
 
     Args:

@@ -199,6 +199,10 @@ class WireSource:
         assert pinned is not None
         return f"{pinned.size}-{pinned.etag.removeprefix('W/') or pinned.mtime}"
 
+    def forget(self, name: str) -> None:
+        """Unpin an object; see :class:`lazystore.fetch.source.StorageSource`."""
+        self._pins.forget(name)
+
     def close(self) -> None:
         """Cancel what is under way (its callers get ClosedError), close sessions, join threads."""
         with self._lock:

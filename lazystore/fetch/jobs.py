@@ -42,6 +42,10 @@ class Pins:
         known = self._known.get(name)
         return UNKNOWN if known is None else known.size
 
+    def forget(self, name: str) -> None:
+        """Take whatever is seen next for the object. Any thread."""
+        self._known.pop(name, None)
+
     def pin(self, name: str, seen: Identity) -> None:
         """Remember ``seen``, or compare it with what is remembered.
 

@@ -129,6 +129,14 @@ class LocalSource:
             self._check_unchanged(file, name)
             return "{}-{}".format(*file.identity)
 
+    def forget(self, name: str) -> None:
+        """Unpin a file and open it anew at the next read; see :class:`~lazystore.fetch.source.StorageSource`."""
+        with self._lock:
+            self._identities.pop(name, None)
+            file = self._files.pop(name, None)
+            if file is not None and not file.users:
+                os.close(file.fd)
+
     def close(self) -> None:
         """Close every descriptor; reads that run in other threads finish first on their own copies."""
         with self._lock:

@@ -21,7 +21,7 @@ from lazystore.fetch.wire import UNKNOWN, Identity, Landing, Wire, identity_of_i
 from lazystore.fetch.wire_http import HttpWire, client_maker
 from lazystore.fetch.wire_s3 import S3Wire
 
-__all__ = ["CONCURRENCY", "RemoteSource", "connect_fsspec"]
+__all__ = ["CONCURRENCY", "RemoteSource", "connect_fsspec", "wire_of"]
 
 #: Requests at once, by protocol, when the caller does not say. With s3fs a request costs so much
 #: processor time (0.6 ms here) that more would only queue inside; a small GET over HTTP costs a tenth.
@@ -127,10 +127,24 @@ def _connect_s3(url: str, settings: dict[str, Any], connections: int) -> Wire:
 
 def _connect_other(url: str, settings: dict[str, Any], connections: int) -> Wire:
     core: Any = importlib.import_module("fsspec.core")
-    asyn: Any = importlib.import_module("fsspec.asyn")
     if url.startswith("azure://"):
         url = "az" + url.removeprefix("azure")  # LitData's name of the protocol, adlfs knows it as az
     fs, root = core.url_to_fs(url, skip_instance_cache=True, **settings)
+    return wire_of(fs, root, url, connections)
+
+
+def wire_of(fs: Any, root: str, url: str, connections: int) -> Wire:
+    """The wire over a filesystem object, whatever its kind.
+
+    Args:
+        fs, root: a filesystem of fsspec's, and the path in it that names are relative to; "" for none.
+        url: what messages call it.
+        connections: requests under way at once, where the filesystem blocks.
+
+    Raises:
+        ConfigError: a filesystem that only works inside coroutines.
+    """
+    asyn: Any = importlib.import_module("fsspec.asyn")
     # By type: caching filesystems answer isinstance() and async_impl in the name of what they wrap.
     if issubclass(type(fs), asyn.AsyncFileSystem) and fs.async_impl:
         if fs.asynchronous:

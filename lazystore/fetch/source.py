@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["FetchCounters", "Flight", "Read", "Source"]
+__all__ = ["FetchCounters", "Flight", "Read", "Source", "StorageSource"]
 
 
 @dataclass(slots=True, eq=False)
@@ -158,4 +158,16 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release descriptors and sessions; later calls raise ClosedError."""
+        ...
+
+
+class StorageSource(Source, Protocol):
+    """A source that talks to the storage itself, not one put together over others."""
+
+    def forget(self, name: str) -> None:
+        """Unpin an object: its size and identity are asked for anew, and whatever it is by then is taken.
+
+        For opening an object again that may have changed. Reads of it that are under way may then land bytes of
+        either version: who began them compares :meth:`identity` afterwards with the one it had.
+        """
         ...

@@ -9,7 +9,38 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "chunk": ("DataChunk",),
+    "documents.chunker": ("DataChunker",),
+    "chunks": ("Chunks",),
+    "cursor": ("CursorSigner",),
+    "decorators": ("chunked_load", "lazy_load", "paginated", "streaming_load"),
+    "documents.configs": ("ChunkConfig", "LargeDataConfig", "LazyLoadingConfig", "PaginationConfig", "StreamingConfig"),
+    "documents.large": (
+        "LargeDataLoader",
+        "create_lazy_loader",
+        "large_dataset_context",
+        "load_chunked_data",
+        "load_paginated_data",
+    ),
+    "documents.loaders": (
+        "AdaptiveLazyLoader",
+        "AdvancedLazyLoader",
+        "BackgroundLoader",
+        "IntelligentBackgroundLoader",
+        "PaginatedDataLoader",
+        "StreamingDataLoader",
+    ),
+    "documents.metrics": ("get_metrics", "get_stats"),
+    "file": ("LazyFile",),
+    "handle": ("Handle",),
+    "keyset": ("Keyset", "keyset"),
+    "page": ("Page", "PageInfo"),
+    "pages": ("Pages",),
+    "predict": ("Markov", "NextN", "Stride"),
+    "source": ("Source",),
+    "store": ("LazyStore", "default_store"),
     "strategy": ("ChunkStrategy", "CompressionType", "DataSize", "LoadStrategy", "LoadingStrategy", "Strategy"),
+    "stream": ("Stream",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

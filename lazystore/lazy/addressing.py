@@ -8,7 +8,7 @@ page objects are above (``pages``).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
@@ -89,6 +89,10 @@ def _checked(given: Any, limit: int | None, source: Source) -> tuple[Any, ...]:
     return items
 
 
+def _is_async(function: Callable[..., Any] | None) -> bool:
+    return function is not None and is_async(function)
+
+
 def _named(values: tuple[Any, ...]) -> Any:
     """Values in a cache key: as bytes, which also what cannot be hashed has."""
     try:
@@ -107,7 +111,7 @@ class ByOffset:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.is_async = is_async(source._range)
+        self.is_async = _is_async(source._range)
 
     def first(self) -> Position:
         return Position("offset", (0,))
@@ -172,7 +176,7 @@ class BySourceCursor:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.is_async = is_async(source._after)
+        self.is_async = _is_async(source._after)
 
     def first(self) -> Position:
         return Position("source", (None, []), number=1)
@@ -220,7 +224,7 @@ class ByKeyset:
         self._keyset = keyset
         self._bisects = "range" in source.can
         self.order = keyset.identity
-        self.is_async = is_async(source._range if self._bisects else source._after)
+        self.is_async = _is_async(source._range if self._bisects else source._after)
         if self._bisects and source.size is None:
             raise ConfigError(f"{source!r} does not know its size, so that rows cannot be bisected: give size=")
 

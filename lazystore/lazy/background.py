@@ -13,8 +13,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lazystore.cache.entries import MISSING
 from lazystore.cache.job_queue import Job, JobQueue
-from lazystore.cache.tiers import MISSING, Tiers
+from lazystore.cache.tiers import Tiers
 from lazystore.errors import ClosedError, UnhashableKeyError
 from lazystore.lazy.handle import Handle
 from lazystore.lazy.predict import Gate, Guess, Markov, Predictor, Stride, behaviour, remember
@@ -264,7 +265,7 @@ class Background:
             hash(found)
         except TypeError:
             raise UnhashableKeyError(f"{found!r:.200} cannot be a key: it is not hashable; give key=") from None
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _loader(self, key: Any) -> Callable[[], Any]:
         if self._load_of is None:
@@ -367,16 +368,16 @@ class Background:
 
         Sizes are not known before: it is taken to weigh what the others weighed. One may always be under way.
         """
-        counts = self._tiers.counters()
-        unused = counts["prefetch_issued"] - counts["prefetch_errors"] - counts["prefetch_used"]
-        unused -= counts["prefetch_wasted"]
-        if unused <= 0:
+        counts = self._tiers.counts
+        landed = counts.prefetch_issued - counts.prefetch_errors
+        unused = landed - counts.prefetch_used - counts.prefetch_wasted - self._under_way
+        landed -= self._under_way
+        if unused <= 0 and not self._under_way:
             return True
-        landed = counts["prefetch_issued"] - counts["prefetch_errors"] - self._under_way
-        average = counts["prefetch_bytes"] / landed if landed > 0 else 0.0
+        average = counts.prefetch_bytes / landed if landed > 0 else 0.0
         ledger = self._tiers.ledger
         free = max(0, ledger.room - ledger.used)
-        probation = max(0.0, ledger.room / SHARE - (unused - self._under_way) * average)
+        probation = max(0.0, ledger.room / SHARE - max(0, unused) * average)
         return (self._under_way + 1) * average <= free + probation
 
     def _start(self, job: _Queued) -> None:

@@ -204,11 +204,12 @@ def _encode(value: Any, depth: int) -> bytes:
 
 
 def _tagged(tag: bytes, payload: bytes) -> bytes:
-    size, length = len(payload), bytearray()
-    while size > 127:
-        length.append(size & 127 | 128)
+    size, head = len(payload), bytearray(tag)
+    while size > 127:  # LEB128
+        head.append(size & 127 | 128)
         size >>= 7
-    return b"%b%b%c%b" % (tag, length, size, payload)
+    head.append(size)
+    return bytes(head) + payload
 
 
 def _from_int(value: int) -> bytes:

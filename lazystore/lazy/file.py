@@ -237,7 +237,7 @@ def open_paged(
 ) -> IO[Any]:
     """The kind of file that :func:`open` would give for these arguments, over ``raw``.
 
-    ``rb``: a :class:`BufferedLazyFile` (``buffering=0``: ``raw`` itself); ``r``, ``rt``: a TextIOWrapper over one, UTF-8
+    ``rb``: a :class:`BufferedLazyFile`, with ``buffering=0`` ``raw`` itself; ``r`` and ``rt``: a TextIOWrapper, of UTF-8
     if no ``encoding`` is given.
 
     Raises as :func:`check_mode` does.

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Generator, Hashable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+from lazystore.cache.entries import MISSING
 from lazystore.cache.flight import Deadline
-from lazystore.cache.tiers import MISSING, Tiers
+from lazystore.cache.tiers import Tiers
 from lazystore.errors import LoadCancelledError, LoadTimeoutError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ THRESHOLDS: dict[str, float] = {
     "hit_ratio": 0.0,  # below it is degraded; 0 turns the rule off: not every workload repeats itself
     "memory_share": 1.0,  # a full cache is a good cache: only beyond the budget
 }
-_WATCHED = ("requests", "hits", "disk_hits", "loads", "load_errors", "load_seconds")
+_WATCHED = ("requests", "hits", "joins", "misses", "disk_hits", "loads", "load_errors", "load_seconds")
 
 
 class HealthWindow:
@@ -71,7 +71,8 @@ class HealthWindow:
         if not self._seen or at - self._seen[-1][0] >= 1.0:
             self._seen.append((at, now))
         found = {name: max(0.0, now[name] - before[name]) for name in now}
-        found["hit_ratio"] = (found["hits"] + found["disk_hits"]) / found["requests"] if found["requests"] else 0.0
+        served = found["hits"] + found["joins"] + min(found["disk_hits"], found["misses"])
+        found["hit_ratio"] = served / found["requests"] if found["requests"] else 0.0
         found["seconds"] = at - began
         return found
 

@@ -30,6 +30,8 @@ class Loading:
 
     _tiers: Tiers
     _hit: Callable[..., Any]
+    #: Keys are cache keys as they are.
+    _fast: bool
     _key: Callable[[Any], Hashable] | None
     _events: Events
     options: StoreOptions
@@ -38,7 +40,7 @@ class Loading:
     if TYPE_CHECKING:
 
         def _open_source(self, given: Any = None) -> Source: ...
-        def _watch(self, key: Any) -> None: ...
+        def _seen(self, key: Any) -> None: ...
         def chunks(self, source: Any = None, **how: Any) -> Any: ...
         def pages(self, source: Any = None, **how: Any) -> Any: ...
         def stream(self, source: Any = None, **how: Any) -> Any: ...
@@ -61,13 +63,12 @@ class Loading:
 
         Cost: a hit is one call into C. A miss runs the loader in this thread, unless there is a timeout.
         """
-        if self._key is None:
+        if self._fast:
             try:
                 value = self._hit(key, MISSING)
             except TypeError as error:
                 raise _unhashable(key) from error
             if value is not MISSING:
-                self._watch(key)
                 return value
         try:
             load, cache_key = self._way_to(key)
@@ -76,7 +77,7 @@ class Loading:
             value = self._tiers.get(cache_key, load, ttl=ttl, deadline=self._deadline(timeout))
         except Exception as error:  # noqa: BLE001 - decided there: raised again, or counted and replaced
             return self._tiers.bridge.call(self._fallback(error, key, fallback))
-        self._watch(key)
+        self._seen(key)
         return value
 
     async def aget(self, key: Any, *, ttl: Any = UNSET, fallback: Any = UNSET, timeout: Any = UNSET) -> Any:
@@ -84,13 +85,12 @@ class Loading:
 
         A task that is cancelled while it waits cancels nobody else's load.
         """
-        if self._key is None:
+        if self._fast:
             try:
                 value = self._hit(key, MISSING)
             except TypeError as error:
                 raise _unhashable(key) from error
             if value is not MISSING:
-                self._watch(key)
                 return value
         try:
             load, cache_key = self._way_to(key)
@@ -99,7 +99,7 @@ class Loading:
             value = await self._tiers.aget(cache_key, load, ttl=ttl, deadline=self._deadline(timeout))
         except Exception as error:  # noqa: BLE001 - as in get
             return await self._tiers.bridge.acall(self._fallback(error, key, fallback))
-        self._watch(key)
+        self._seen(key)
         return value
 
     def _way_to(self, key: Any) -> tuple[Callable[[], Any], Hashable | None]:

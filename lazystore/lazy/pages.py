@@ -51,7 +51,7 @@ class _Load:
 
     def __init__(self, ask: _Ask, read: Callable[[_Ask], Any], clock: Clock) -> None:
         self._ask, self._read, self._clock = ask, read, clock
-        self.record: Any = None
+        self.record: tuple[Any, ...] | None = None
 
     def load(self) -> Any:
         found = self._read(self._ask)
@@ -66,8 +66,8 @@ class _Load:
         return self._stamped(await found)
 
     def _stamped(self, rows: Rows) -> tuple[Any, ...]:
-        self.record = (self._clock.time(), *rows)
-        return self.record
+        record = self.record = (self._clock.time(), *rows)
+        return record
 
 
 class Pager:

@@ -79,6 +79,11 @@ class Source:
         return self._size() if callable(self._size) else self._size
 
     @property
+    def key_function(self) -> Callable[[Any], Any] | None:
+        """The function of keys whose values are worth caching; None where there is none."""
+        return None if self.cached else self._key
+
+    @property
     def unit(self) -> str:
         """What offsets count: "bytes" or "items"."""
         return "bytes" if "bytes" in self.can else "items"

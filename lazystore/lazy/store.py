@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LazyStore", "default_store"]
 
+#: Seconds a load takes on average, from which on loading ahead in a thread is worth its cost.
+WORTH_AHEAD_S = 0.0005
+
 S = TypeVar("S", bound="LazyStore")
 
 
@@ -130,8 +133,13 @@ class LazyStore(Loading):
         self._health = HealthWindow()
         self._tiers = self._make_tiers(options)
         self._hit = self._tiers.hit
+        self._predicts = self._fast = False
         if source is not None:
-            self._source = self._adopt(self._as_source(source))
+            found = self._source = self._adopt(self._as_source(source))
+            # Async loaders may be bound to their caller's loop: they are loaded ahead only when asked to.
+            load = found.key_function
+            self._fast = load is not None and key is None
+            self._predicts = options.prefetch != 0 and load is not None and not self._tiers.bridge.is_async(load)
 
     def _make_tiers(self, options: StoreOptions) -> Tiers:
         return Tiers(
@@ -384,8 +392,11 @@ class LazyStore(Loading):
         source.require("keys")
         return partial(source.fetch_key, key)
 
-    def _watch(self, key: Any) -> None:
-        """Show a key that was asked for to who predicts the next ones."""
+    def _seen(self, key: Any) -> None:
+        """Show a key that was no plain hit (loaded now, or ahead of demand) to who predicts the next ones."""
+        times = self._tiers.counts.times
+        if self._predicts and times.total > WORTH_AHEAD_S * times.count:
+            self.background.observe(key, missed=True)
 
     def _handle(self, key: Hashable, load: Callable[[], Any], ttl: Any, timeout: float | None) -> Handle[Any]:
         from lazystore.lazy.handle import Handle
@@ -436,14 +447,18 @@ class LazyStore(Loading):
         """The tiers' counters, and the disk tier's under names of their own."""
         found: dict[str, Any] = dict(self._tiers.counters())
         requests = found["requests"]
-        found["hit_ratio"] = (found["hits"] + found["joins"] + found["disk_hits"]) / requests if requests else 0.0
+        served = (
+            found["hits"] + found["joins"] + min(found["disk_hits"], found["misses"])
+        )  # loads ahead hit the disk too
+        found["hit_ratio"] = served / requests if requests else 0.0
         found["memory_used"], found["memory_limit"] = found.pop("bytes"), found.pop("limit")
         shelf = self._tiers.shelf
         disk = shelf.tier.counters() if shelf is not None else {}
         found["disk"] = disk
         found["disk_bytes"] = disk.get("nbytes", 0)
         found["compression_savings"] = disk.get("compression_savings", 0)
-        found["disk_health"] = shelf.tier.health() if shelf is not None else "ok"
+        health = shelf.tier.health() if shelf is not None else None
+        found["disk_health"] = "ok" if health is None or health.ok else health.reason
         found["closed"] = self._closed
         return found
 

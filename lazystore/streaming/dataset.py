@@ -28,7 +28,7 @@ from lazystore.streaming.first_pass import FirstPass
 from lazystore.streaming.item_loader import BaseItemLoader
 from lazystore.streaming.locating import root_of
 from lazystore.streaming.mapping import ReadByWorkers
-from lazystore.streaming.opening import check_arguments, config_of, make_memory, open_dataset
+from lazystore.streaming.opening import check_arguments, config_of, make_memory, open_dataset, with_disk
 from lazystore.streaming.order import Shape
 from lazystore.streaming.prefetch import RouteFeed
 from lazystore.streaming.session import Session, fingerprint, order_kind
@@ -39,6 +39,7 @@ from lazystore.streaming.torch_kind import TorchKind
 if TYPE_CHECKING:
     from lazystore._core.frames import Lease
     from lazystore._core.walk import Progress
+    from lazystore.cache.disk import DiskTier
     from lazystore.cache.memory import ChunkMemory
     from lazystore.fetch.source import Source
     from lazystore.streaming.batches import Batches
@@ -102,6 +103,8 @@ class StreamingDataset(TorchKind, Epochs, ReadByWorkers):
         format_options: what is particular to a format; see its class in :mod:`lazystore.formats`.
         num_nodes, num_canonical_nodes, shuffle_block_size: of MosaicML's orders, whose ``shuffle_seed`` is ``seed``
             here; None: machines as launchers say, and MosaicML's defaults.
+        disk: where bytes of a remote dataset stay once fetched, so that later epochs and runs do not fetch them again:
+            a :class:`DiskTier`, or the folder of one with its defaults (1 GB).
 
     Items are bytes-for-bytes what was written: Python ints and floats, ``str``, ``bytes``, writable numpy
     arrays and torch tensors, PIL images (bytes without pillow).
@@ -149,6 +152,7 @@ class StreamingDataset(TorchKind, Epochs, ReadByWorkers):
         num_nodes: int | None = None,
         num_canonical_nodes: int | None = None,
         shuffle_block_size: int | None = None,
+        disk: DiskTier | str | os.PathLike[str] | None = None,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "input_dir")}
         self._recipe: tuple[str, dict[str, Any]] = (os.fspath(input_dir), arguments)
@@ -202,10 +206,11 @@ class StreamingDataset(TorchKind, Epochs, ReadByWorkers):
 
     def _connect(self, budget: int) -> Source:
         arguments = self._recipe[1]
-        return open_source(
+        source = open_source(
             self._root.url, dict(arguments["storage_options"] or {}),
             max_in_flight_bytes=in_flight_bytes(budget), backend=arguments["backend"],
         )  # fmt: skip
+        return with_disk(source, arguments["disk"], budget)
 
     def _open(self, budget: int) -> Opened | Unindexed:
         input_dir, arguments = self._recipe

@@ -12,11 +12,13 @@ from lazystore.errors import BudgetTooSmallError
 if TYPE_CHECKING:
     from lazystore.formats.format import Opened
 
-__all__ = ["Division", "divide", "in_flight_bytes", "smallest_budget"]
+__all__ = ["Division", "disk_room", "divide", "in_flight_bytes", "smallest_budget"]
 
 MIB = 1 << 20
 #: Share of the budget for payload in flight on remote storage, and its bounds.
 IN_FLIGHT_SHARE, MAX_IN_FLIGHT, MIN_IN_FLIGHT = 8, 16 * MIB, 128 * 1024
+#: Share of the budget for what is fetched only to be stored on disk, and its bounds.
+DISK_SHARE, MAX_DISK_ROOM, MIN_DISK_ROOM = 16, 8 * MIB, 128 * 1024
 #: A storage client holds a body in pieces and then joined: for a moment twice.
 BODY_COPIES = 2
 #: Share of the budget for offset tables that shuffles keep beside the frames.
@@ -56,6 +58,11 @@ class Division:
 def in_flight_bytes(budget: int) -> int:
     """Payload bytes that may be under way at once inside a budget."""
     return min(max(budget // IN_FLIGHT_SHARE, MIN_IN_FLIGHT), MAX_IN_FLIGHT)
+
+
+def disk_room(budget: int) -> int:
+    """Bytes that a disk tier may have fetched along, to fill its blocks, inside a budget."""
+    return min(max(budget // DISK_SHARE, MIN_DISK_ROOM), MAX_DISK_ROOM)
 
 
 def smallest_budget(opened: Opened) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,15 @@ from lazystore.cache.memory import ChunkMemory
 from lazystore.config import EvictionPolicy, StreamingConfig, default_memory, parse_bytes
 from lazystore.errors import ConfigError, FormatError, MissingExtraError, UnsupportedError, with_place
 from lazystore.formats.format import Opened, Options, Unindexed
-from lazystore.streaming.division import divide
+from lazystore.streaming.division import disk_room, divide
 from lazystore.streaming.item_loader import BaseItemLoader
 from lazystore.streaming.locating import INDEX_NAME, Root, find_place
 
 if TYPE_CHECKING:
+    from lazystore.cache.disk import DiskTier
     from lazystore.fetch.source import Source
 
-__all__ = ["check_arguments", "config_of", "make_memory", "open_dataset", "placed"]
+__all__ = ["check_arguments", "config_of", "make_memory", "open_dataset", "placed", "with_disk"]
 
 DEFAULT_TIMEOUT = 30.0
 
@@ -53,6 +55,29 @@ def check_arguments(seed: int, batch_size: int, transform: Any, fallback: str) -
         raise ConfigError(f"transform={transform!r} is not callable")
     if fallback not in ("direct", "raise"):
         raise ConfigError(f"fallback={fallback!r} is neither 'direct' nor 'raise'")
+
+
+def with_disk(source: Source, disk: DiskTier | str | os.PathLike[str] | None, budget: int) -> Source:
+    """The source, with a disk tier before it if there is one.
+
+    Raises:
+        ConfigError: something else is given, or the dataset is local.
+        DiskTierError: the folder cannot be used.
+    """
+    if disk is None:
+        return source
+    from lazystore.cache.disk import DiskTier
+    from lazystore.cache.disk_source import DiskSource
+
+    try:
+        if not isinstance(disk, (str, os.PathLike, DiskTier)):
+            raise ConfigError(f"disk={disk!r} is neither a DiskTier nor the folder of one")
+        if source.local:
+            raise ConfigError(f"{source.url} is on this machine: a disk tier would hold a second copy; leave disk out")
+        return DiskSource(source, disk if isinstance(disk, DiskTier) else DiskTier(disk), room=disk_room(budget))
+    except BaseException:
+        source.close()
+        raise
 
 
 def open_dataset(

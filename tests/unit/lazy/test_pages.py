@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lazystore.cache.tiers import Tiers
 
 import lazystore
 from lazystore import StreamingDataset
+from lazystore.cache.tiers import Tiers
 from lazystore.errors import (
     ConfigError,
     CursorExpiredError,
@@ -422,17 +422,17 @@ def test_pages_of_a_list_that_changes_meet_each_row_that_stays_once(
     made = Tiers(memory=1 << 20)
     pager = Pager(Source.from_sequence(kept), made, size=size, keyset=order)
     met: list[int] = []
-    stays = set(rows)
+    stays, ever = set(rows), set(rows)
     page = pager.page()
     while True:
         met += [row["id"] for row in page]
         if page.next_cursor is None:
             break
-        gone = data.draw(st.sets(st.integers(0, 20), max_size=2))
+        gone = data.draw(st.sets(st.integers(0, 40), max_size=2))
         come = data.draw(st.dictionaries(st.integers(21, 40), st.none() | st.integers(-1, 1), max_size=2))
-        known = {row["id"] for row in kept} | set(met)
         kept[:] = [row for row in kept if row["id"] not in gone]
-        kept += [{"id": number, "a": a} for number, a in come.items() if number not in known]
+        kept += [{"id": number, "a": a} for number, a in come.items() if number not in ever]
+        ever |= set(come)
         sort()
         stays -= gone
         page = pager.page(cursor=page.next_cursor)
