@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lazystore._core.frames import Lease
     from lazystore.adapters.torch import StreamingDataLoader
+    from lazystore.cache.disk import DiskTier
     from lazystore.config import EvictionPolicy, StreamingConfig
     from lazystore.errors import (
         ArenaFullError,
@@ -52,6 +53,12 @@ if TYPE_CHECKING:
     from lazystore.formats.encryption import FernetEncryption, RSAEncryption
     from lazystore.formats.registry import register_format
     from lazystore.formats.writer import DatasetWriter
+    from lazystore.lazy.decorators import chunked_load, lazy_load, paginated, streaming_load
+    from lazystore.lazy.keyset import keyset
+    from lazystore.lazy.page import Page
+    from lazystore.lazy.source import Source
+    from lazystore.lazy.store import LazyStore
+    from lazystore.lazy.strategy import DataSize, LoadingStrategy
     from lazystore.parallel.async_mapper import aimap
     from lazystore.parallel.failures import Failure
     from lazystore.parallel.mapper import imap, imap_unordered
@@ -70,6 +77,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "_core.frames": ("Lease",),
     "adapters.torch": ("StreamingDataLoader",),
+    "cache.disk": ("DiskTier",),
     "config": ("EvictionPolicy", "StreamingConfig"),
     "errors": (
         "ArenaFullError",
@@ -108,6 +116,12 @@ _HOMES = {
     "formats.encryption": ("FernetEncryption", "RSAEncryption"),
     "formats.registry": ("register_format",),
     "formats.writer": ("DatasetWriter",),
+    "lazy.decorators": ("chunked_load", "lazy_load", "paginated", "streaming_load"),
+    "lazy.page": ("Page",),
+    "lazy.source": ("Source",),
+    "lazy.store": ("LazyStore",),
+    "lazy.strategy": ("DataSize", "LoadingStrategy"),
+    "lazy.keyset": ("keyset",),
     "parallel.async_mapper": ("aimap",),
     "parallel.failures": ("Failure",),
     "parallel.mapper": ("imap", "imap_unordered"),
@@ -134,9 +148,11 @@ __all__ = [
     "CursorExpiredError",
     "CursorMismatchError",
     "CursorTamperedError",
+    "DataSize",
     "DatasetNotFoundError",
     "DatasetWriter",
     "DecryptionError",
+    "DiskTier",
     "DiskTierError",
     "EvictionPolicy",
     "Failure",
@@ -148,15 +164,19 @@ __all__ = [
     "ItemIndexError",
     "ItemTimeoutError",
     "KeyNotFoundError",
+    "LazyStore",
     "LazyStoreError",
     "Lease",
     "LoadCancelledError",
     "LoadError",
     "LoadTimeoutError",
+    "LoadingStrategy",
     "MissingExtraError",
+    "Page",
     "ParallelStreamingDataset",
     "RSAEncryption",
     "ReentrantLoadError",
+    "Source",
     "SourceChangedError",
     "StreamingConfig",
     "StreamingDataLoader",
@@ -171,12 +191,17 @@ __all__ = [
     "WorkerError",
     "WriteError",
     "aimap",
+    "chunked_load",
     "complete_dataset",
     "imap",
     "imap_unordered",
+    "keyset",
+    "lazy_load",
     "merge_datasets",
     "optimize_streaming",
+    "paginated",
     "register_format",
+    "streaming_load",
     "train_test_split",
     "write_dataset",
 ]

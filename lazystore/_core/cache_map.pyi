@@ -1,27 +1,16 @@
 from collections.abc import Callable, Hashable
 from typing import Any, Final, NoReturn
 
-from typing_extensions import disjoint_base
+from lazystore._core.cache_table import CacheTable
 
 __test__: dict[str, Any]
 
 FOREVER: Final[int]
 POLICIES: Final[tuple[str, ...]]
 
-@disjoint_base
-class CacheMap:
-    @property
-    def max_weight(self) -> int: ...
+class CacheMap(CacheTable):
     @property
     def weight(self) -> int: ...
-    @property
-    def hits(self) -> int: ...
-    @property
-    def misses(self) -> int: ...
-    @property
-    def evictions(self) -> int: ...
-    @property
-    def expirations(self) -> int: ...
     @property
     def entry_overhead(self) -> int: ...
     def __new__(

@@ -2,44 +2,45 @@
 
 :class:`CacheMap` is a hash table of its own: entries lie in C arrays and are linked by numbers, so a hit is a probe
 and one saturating increment, and an entry costs no Python object. Nothing here loads, waits, locks or calls back: the
-GIL makes every call atomic as seen from other threads, and what leaves the map is handed to the caller.
-
-The policy is S3-FIFO (Yang et al., SOSP 2023): new keys on probation in a small queue, those asked for again in the main
-one, ghosts of keys that left the first. Three things are added, each for traces on which it would be no better than LRU:
-
-- A ghost that returns replaces the next victim of the main queue only if that was not asked for in a longer time than the
-  ghost was (as in LIRS, Jiang & Zhang 2002). So a loop larger than the map keeps a part of it, instead of nothing.
-- Until the map is full, new keys go into the main queue, for the same reason.
-- Ghosts that return so soon that recency alone would have kept them widen the probation queue from its tenth, and hits of the
-  main queue narrow it again (as in ARC, Megiddo & Modha 2003).
+GIL makes every call atomic as seen from other threads, and what leaves the map is handed to the caller. How keys
+are found and who leaves first is in ``cache_table``.
 """
 
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
-from cpython.object cimport Py_EQ, PyObject, PyObject_RichCompareBool
-from cpython.ref cimport Py_INCREF, Py_XDECREF
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from cpython.mem cimport PyMem_RawCalloc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from lazystore._core.cache_table cimport (
+    FIRST,
+    FREE,
+    MAIN,
+    NOWHERE,
+    SMALL,
+    CacheTable,
+    Entry,
+    Ghost,
+    Pairs,
+    Slot,
+    Times,
+    pairs_at,
+    pairs_drop,
+    pairs_init,
+    pairs_push,
+    pairs_reserve,
+    queue_push,
+)
 from lazystore.errors import ConfigError
 
 #: What is left of a time that never ends, in nanoseconds.
 FOREVER = 0x7FFFFFFFFFFFFFFF
+POLICIES = ("s3fifo", "lru")
 
 cdef int64_t _FOREVER = 0x7FFFFFFFFFFFFFFF
 cdef int64_t _UNREAD = -0x7FFFFFFFFFFFFFFF
-cdef int32_t MOST_ENTRIES = 0x40000000
 #: Entries that :meth:`CacheMap.expire` looks at in one call.
 cdef int32_t STEP = 1024
-
-cdef enum:
-    FIRST = 48         # entries of the first array
-    MAIN = 0
-    SMALL = 1
-    PERIODS = 16       # ghosts older than so many periods are forgotten
-    FREE = 2           # no queue: free entries are chained by ``next`` alone
-
-POLICIES = ("s3fifo", "lru")
 
 
 cdef int64_t monotonic() noexcept nogil:
@@ -62,6 +63,11 @@ cdef inline uint32_t tag_of(Py_hash_t hashed) noexcept nogil:
     return tag if tag else 1
 
 
+cdef int64_t later(int64_t now, int64_t after) noexcept nogil:
+    """A moment from now; FOREVER for 0 and for what would pass it."""
+    return now + after if after and (now <= 0 or after <= _FOREVER - now) else _FOREVER
+
+
 cdef list pairs_list(Pairs* pairs):
     """Hand pairs over. Making a list may run the garbage collector: the map must be whole by now."""
     cdef list found
@@ -77,11 +83,11 @@ cdef list pairs_list(Pairs* pairs):
         pairs_drop(pairs)
 
 
-cdef class CacheMap:
+cdef class CacheMap(CacheTable):
     """A mapping with a limit of weight, and with entries that age.
 
     Parameters:
-        max_weight: upper bound of the sum of weights, in the caller's unit (bytes).
+        max_weight: upper bound of the sum of weights, in the caller's unit (bytes); below 2**55.
         policy: who leaves when it is full: ``"s3fifo"`` (a key that is asked for once only does not push out those
             asked for again, so a scan passes by) or ``"lru"`` (the key not asked for longest).
         clock: nanoseconds that never go back; default the system's monotonic clock. Read only when an entry that
@@ -94,35 +100,10 @@ cdef class CacheMap:
     an entry takes :attr:`entry_overhead` bytes beside its key and value.
 
     Threads: each call is atomic under the GIL as far as the keys' ``__hash__`` and ``__eq__`` are plain C code.
-    Python-level ones, a ``clock``, and finalizers of keys and values may call the map again: lookups then start over, and
-    every change is made whole before such code can run. Fork: copied. Pickling: refused. Interpreter exit: nothing
-    is left to do.
+    Python-level ones, a ``clock``, and finalizers of keys and values may call the map again: lookups then start
+    over, and every change is made whole before such code can run. Fork: copied. Pickling: refused. Interpreter exit:
+    nothing is left to do.
     """
-
-    cdef Entry* entries
-    cdef Times* times            # beside entries, once one of them expires
-    cdef Slot* table             # open addressing; a power of two, at least 5/4 of capacity
-    cdef Ghost* ghosts
-    cdef Queue queues[2]
-    cdef int32_t free            # first of the free entries
-    cdef int32_t capacity
-    cdef int32_t used            # entries of the array that were ever in use
-    cdef int32_t hand            # where expire() goes on
-    cdef int32_t shift           # 32 - log2(slots)
-    cdef uint32_t mask           # slots - 1, of the table and of the ghosts
-    cdef uint16_t period         # of ghosts: a sixteenth of the entries left in each
-    cdef int64_t departures      # in this period
-    cdef int64_t small_limit     # weight of the probation queue beyond which it is evicted from
-    cdef int64_t main_hits       # weight of hits in the main queue since the limit was last looked at
-    cdef bint lru
-    cdef int64_t expiring        # entries that expire
-    cdef uint64_t version        # of the table: a lookup that let others run compares it
-    cdef object clock
-    cdef readonly int64_t max_weight
-    cdef readonly int64_t hits
-    cdef readonly int64_t misses
-    cdef readonly int64_t evictions
-    cdef readonly int64_t expirations
 
     def __cinit__(self, int64_t max_weight, *, str policy="s3fifo", clock=None):
         check_limit(max_weight)
@@ -131,213 +112,6 @@ cdef class CacheMap:
         self.max_weight = max_weight
         self.lru = policy == "lru"
         self.clock = clock
-        self.forget()
-
-    def __dealloc__(self):
-        self.wipe()
-
-    cdef void forget(self) noexcept:
-        """The state of a map that holds nothing and has no memory."""
-        self.entries = NULL
-        self.times = NULL
-        self.table = NULL
-        self.ghosts = NULL
-        self.capacity = 0
-        self.used = 0
-        self.hand = 0
-        self.free = NOWHERE
-        self.expiring = 0
-        self.departures = 0
-        self.small_limit = 0
-        self.main_hits = 0
-        self.version += 1
-        queue_clear(&self.queues[MAIN])
-        queue_clear(&self.queues[SMALL])
-
-    cdef void wipe(self) noexcept:
-        """Forget everything; finalizers find the map empty and whole."""
-        cdef Entry* entries = self.entries
-        cdef int32_t used = self.used, i
-        PyMem_RawFree(self.times)
-        PyMem_RawFree(self.table)
-        PyMem_RawFree(self.ghosts)
-        self.forget()
-        for i in range(used):
-            if entries[i].queue != FREE:
-                Py_XDECREF(entries[i].key)
-                Py_XDECREF(entries[i].value)
-        PyMem_RawFree(entries)
-
-    # -- the table: nothing here but find() runs Python code ------------------------------------
-
-    cdef int32_t find(self, key, uint32_t tag) except -2:
-        """The number of a key's entry, or NOWHERE. A comparison may run anything; if it changed the table, start over."""
-        cdef uint32_t s
-        cdef Slot slot
-        cdef uint64_t version
-        cdef int same
-        cdef PyObject* known
-        while self.table != NULL:
-            version = self.version
-            s = tag >> self.shift
-            while True:
-                slot = self.table[s]
-                if not slot.entry:
-                    return NOWHERE
-                if slot.tag == tag:
-                    known = self.entries[slot.entry - 1].key
-                    same = same_key(known, <PyObject*>key)
-                    if same < 0:
-                        same = self.ask(<object>known, key)
-                        if version != self.version:
-                            break
-                    if same:
-                        return slot.entry - 1
-                s = (s + 1) & self.mask
-        return NOWHERE
-
-    cdef int ask(self, known, key) except -1:
-        """Compare by the keys' own code. ``known`` is held here: dropping it may run something, too."""
-        return PyObject_RichCompareBool(known, key, Py_EQ)
-
-    cdef void table_insert(self, int32_t i) noexcept nogil:
-        cdef uint32_t tag = self.entries[i].tag
-        cdef uint32_t s = tag >> self.shift
-        while self.table[s].entry:
-            s = (s + 1) & self.mask
-        self.table[s] = Slot(tag=tag, entry=i + 1)
-        self.version += 1
-
-    cdef void table_remove(self, int32_t i) noexcept nogil:
-        """Backward-shift deletion, by number: no key is compared, no tombstone stays."""
-        cdef uint32_t s = self.entries[i].tag >> self.shift
-        cdef uint32_t hole
-        while self.table[s].entry != i + 1:
-            s = (s + 1) & self.mask
-        hole = s
-        while True:
-            s = (s + 1) & self.mask
-            if not self.table[s].entry:
-                break
-            if ((s - (self.table[s].tag >> self.shift)) & self.mask) >= ((s - hole) & self.mask):
-                self.table[hole] = self.table[s]
-                hole = s
-        self.table[hole].entry = 0
-        self.version += 1
-
-    cdef int set_capacity(self, int32_t capacity) except -1:
-        """Make room for so many entries, numbered as before; the table is as long as they need. No Python code runs."""
-        cdef int64_t slots = 64
-        cdef Entry* entries
-        cdef Times* times
-        if capacity > MOST_ENTRIES:
-            raise MemoryError(f"a map holds at most {MOST_ENTRIES} entries")
-        while 4 * slots < 5 * <int64_t>capacity:
-            slots *= 2
-        if self.table == NULL or slots > <int64_t>self.mask + 1:
-            self.set_slots(slots)
-        # A large array is moved by the system, not copied.
-        entries = <Entry*>PyMem_RawRealloc(self.entries, sizeof(Entry) * <size_t>capacity)
-        if entries == NULL:
-            raise MemoryError(f"no memory for {capacity} map entries")
-        self.entries = entries
-        if self.times != NULL:
-            times = <Times*>PyMem_RawRealloc(self.times, sizeof(Times) * <size_t>capacity)
-            if times == NULL:
-                raise MemoryError(f"no memory for {capacity} map entries")
-            self.times = times
-        self.capacity = capacity
-        if slots < <int64_t>self.mask + 1:
-            self.set_slots(slots)
-        return 0
-
-    cdef int set_slots(self, int64_t slots) except -1:
-        """A table of another length, and as many ghosts."""
-        cdef Slot* table = <Slot*>PyMem_RawCalloc(slots, sizeof(Slot))
-        cdef Ghost* ghosts = <Ghost*>PyMem_RawCalloc(slots, sizeof(Ghost))
-        cdef int64_t before = <int64_t>self.mask + 1
-        cdef int32_t q, i
-        if table == NULL or ghosts == NULL:
-            PyMem_RawFree(table)
-            PyMem_RawFree(ghosts)
-            raise MemoryError(f"no memory for a table of {slots} slots")
-        if self.ghosts != NULL and slots > before:
-            for i in range(slots // before):      # which of the buckets each belongs in is not known any more
-                memcpy(&ghosts[i * before], self.ghosts, before * sizeof(Ghost))
-        PyMem_RawFree(self.table)
-        PyMem_RawFree(self.ghosts)
-        self.table = table
-        self.ghosts = ghosts
-        self.mask = <uint32_t>(slots - 1)
-        self.shift = 32
-        while slots > 1:
-            self.shift -= 1
-            slots >>= 1
-        for q in range(2):
-            i = self.queues[q].head
-            while i != NOWHERE:
-                self.table_insert(i)
-                i = self.entries[i].next
-        self.version += 1
-        return 0
-
-    cdef int shrink(self) except -1:
-        """Give memory back when three quarters of the entries are free: the last ones move into the free places."""
-        cdef int64_t count = self.queues[MAIN].count + self.queues[SMALL].count
-        cdef int32_t hole = 0, i
-        cdef uint32_t s
-        cdef Entry* entry
-        cdef Queue* queue
-        if 4 * count > self.capacity or self.capacity <= FIRST:
-            return 0
-        for i in range(<int32_t>count, self.used):
-            entry = &self.entries[i]
-            if entry.queue == FREE:
-                continue
-            while self.entries[hole].queue != FREE:
-                hole += 1
-            queue = &self.queues[entry.queue]
-            if entry.prev == NOWHERE:
-                queue.head = hole
-            else:
-                self.entries[entry.prev].next = hole
-            if entry.next == NOWHERE:
-                queue.tail = hole
-            else:
-                self.entries[entry.next].prev = hole
-            s = entry.tag >> self.shift
-            while self.table[s].entry != i + 1:
-                s = (s + 1) & self.mask
-            self.table[s].entry = hole + 1
-            self.entries[hole] = entry[0]
-            if self.times != NULL:
-                self.times[hole] = self.times[i]
-        self.used = <int32_t>count
-        self.free = NOWHERE
-        self.version += 1
-        self.set_capacity(max(<int32_t>count, FIRST))
-        return 0
-
-    cdef int32_t entry_alloc(self) noexcept nogil:
-        """A free entry; there must be one."""
-        cdef int32_t i = self.free
-        if i == NOWHERE:
-            i = self.used
-            self.used += 1
-        else:
-            self.free = self.entries[i].next
-        return i
-
-    cdef void take(self, int32_t i, Pairs* out) noexcept nogil:
-        """Move an entry out of the map; ``out`` has room, and keeps it alive until the map is whole."""
-        cdef Entry* entry = &self.entries[i]
-        self.table_remove(i)
-        queue_remove(self.entries, self.queues, i)
-        self.expiring -= entry.expires
-        pairs_push(out, entry.key, entry.value)
-        entry.queue = FREE
-        entry.next = self.free
-        self.free = i
 
     # -- time -----------------------------------------------------------------------------------
 
@@ -358,90 +132,6 @@ cdef class CacheMap:
         if not self.entries[i].expires:
             return False
         return (monotonic() if now == _UNREAD else now) >= self.times[i].keep_until
-
-    # -- who leaves -----------------------------------------------------------------------------
-
-    cdef inline void touch(self, int32_t i) noexcept nogil:
-        cdef Entry* entry = &self.entries[i]
-        entry.seen = <uint32_t>(self.hits + self.misses)
-        if self.lru:
-            if self.queues[MAIN].head != i:
-                queue_remove(self.entries, self.queues, i)
-                queue_push(self.entries, self.queues, MAIN, i)
-            return
-        if entry.freq < 3:
-            entry.freq += 1
-        if entry.queue == MAIN:
-            self.main_hits += entry.weight
-
-    cdef uint8_t place(self, uint32_t tag, int64_t weight) noexcept nogil:
-        """The queue of a key that is not there."""
-        cdef Queue* main = &self.queues[MAIN]
-        cdef int64_t held = main.weight + self.queues[SMALL].weight
-        cdef uint32_t now = <uint32_t>(self.hits + self.misses), absent
-        cdef bint main_full
-        cdef Ghost* ghost
-        cdef int32_t i
-        if self.lru:
-            return MAIN
-        self.small_limit = max(self.small_limit - self.main_hits // 4, self.max_weight // 10)
-        self.main_hits %= 4
-        main_full = main.weight + weight > self.max_weight - self.small_limit
-        ghost = ghost_find(ghost_bucket(self.ghosts, self.mask, tag), tag)
-        if ghost == NULL or <uint16_t>(self.period - ghost.left) > PERIODS:
-            return SMALL if main_full or held + weight > self.max_weight else MAIN
-        ghost.tag = 0
-        absent = now - ghost.seen
-        if absent <= main.count + self.queues[SMALL].count:
-            self.small_limit = min(self.small_limit + weight, self.max_weight - self.max_weight // 10)
-        if not main_full or not main.count:
-            return MAIN
-        i = main.tail
-        if not self.entries[i].freq:
-            return MAIN if now - self.entries[i].seen > absent else SMALL
-        self.second_chance(i)
-        return SMALL
-
-    cdef void second_chance(self, int32_t i) noexcept nogil:
-        self.entries[i].freq -= 1
-        queue_remove(self.entries, self.queues, i)
-        queue_push(self.entries, self.queues, MAIN, i)
-
-    cdef int32_t victim(self, int64_t coming) noexcept nogil:
-        """The entry to evict next, of which there must be one, for so much that is coming on probation."""
-        cdef Queue* small = &self.queues[SMALL]
-        cdef int32_t i
-        while True:
-            if small.count and (small.weight + coming > self.small_limit or not self.queues[MAIN].count):
-                i = small.tail
-                if self.entries[i].freq <= 1:
-                    return i
-                self.entries[i].freq = 1
-            else:
-                i = self.queues[MAIN].tail
-                if self.lru or not self.entries[i].freq:
-                    return i
-            # Terminates: freq is at most 3 and only falls here.
-            self.second_chance(i)
-
-    cdef bint make_room(self, int64_t weight, uint8_t queue, Pairs* out) noexcept nogil:
-        """Evict until so much fits into a queue; False when there is no memory to note who left."""
-        cdef Entry* entry
-        cdef int32_t i
-        while self.queues[MAIN].weight + self.queues[SMALL].weight + weight > self.max_weight:
-            if not pairs_reserve(out, 1):
-                return False
-            i = self.victim(weight if queue == SMALL else 0)
-            entry = &self.entries[i]
-            if entry.queue == SMALL:
-                ghost_add(ghost_bucket(self.ghosts, self.mask, entry.tag), entry.tag, entry.seen, self.period)
-                self.departures += 1
-                if self.departures * PERIODS >= self.queues[MAIN].count + self.queues[SMALL].count:
-                    self.departures = 0
-                    self.period += 1
-            self.take(i, out)
-            self.evictions += 1
-        return True
 
     # -- the mapping ----------------------------------------------------------------------------
 
@@ -543,7 +233,8 @@ cdef class CacheMap:
         Py_INCREF(value)
         self.entries[i] = Entry(
             key=<PyObject*>key, value=<PyObject*>value, weight=weight, tag=tag,
-            seen=<uint32_t>(self.hits + self.misses), prev=NOWHERE, next=NOWHERE, queue=queue, freq=freq, expires=expires,
+            seen=<uint32_t>(self.hits + self.misses), prev=NOWHERE, next=NOWHERE,
+            queue=queue, freq=freq, expires=expires,
         )
         if expires:
             self.expiring += 1
@@ -604,13 +295,13 @@ cdef class CacheMap:
     def expire(self):
         """Drop dead entries among the next 1024, going round; returns their pairs. Nothing when no entry expires."""
         cdef int64_t now
-        cdef int32_t i, steps
+        cdef int32_t i, _
         cdef Pairs out
         if not self.expiring:
             return []
         now = self.read_clock()
         pairs_init(&out)
-        for steps in range(min(self.used, STEP)):
+        for _ in range(min(self.used, STEP)):
             i = self.hand if self.hand < self.used else 0
             self.hand = i + 1
             if self.entries[i].queue != FREE and self.is_dead(i, now):
@@ -621,7 +312,7 @@ cdef class CacheMap:
         return pairs_list(&out)
 
     def keys(self):
-        """Keys held, from the one to stay to the one to leave, roughly; a list, cost O(n). Dead ones may be among them."""
+        """Keys held, from the one to stay to the one to leave, roughly; dead ones may be among them. Cost O(n)."""
         return [key for key, _ in self.items()]
 
     def items(self):
@@ -673,47 +364,3 @@ cdef class CacheMap:
 
     def __repr__(self):
         return f"<CacheMap {len(self)} keys, weight {self.weight} of {self.max_weight}>"
-
-
-cdef int64_t later(int64_t now, int64_t after) noexcept nogil:
-    """A moment from now; FOREVER for 0 and for what would pass it."""
-    return now + after if after and (now <= 0 or after <= _FOREVER - now) else _FOREVER
-
-
-# Cython visits attributes only; the collector has to see what lies in the array as well.
-
-cdef extern from "Python.h":
-    ctypedef int (*Visit "visitproc")(PyObject*, void*) noexcept
-    ctypedef int (*Traverse "traverseproc")(PyObject*, Visit, void*) noexcept
-    ctypedef int (*Clear "inquiry")(PyObject*) noexcept
-    ctypedef struct Type "PyTypeObject":
-        Traverse tp_traverse
-        Clear tp_clear
-
-cdef Traverse visit_attributes
-cdef Clear clear_attributes
-
-
-cdef int map_traverse(PyObject* self, Visit visit, void* arg) noexcept:
-    cdef CacheMap found = <CacheMap>self
-    cdef int32_t i
-    cdef int stop
-    for i in range(found.used):
-        if found.entries[i].queue != FREE:
-            stop = visit(found.entries[i].key, arg)
-            if not stop:
-                stop = visit(found.entries[i].value, arg)
-            if stop:
-                return stop
-    return visit_attributes(self, visit, arg)
-
-
-cdef int map_clear(PyObject* self) noexcept:
-    (<CacheMap>self).wipe()
-    return clear_attributes(self)
-
-
-visit_attributes = (<Type*>CacheMap).tp_traverse
-clear_attributes = (<Type*>CacheMap).tp_clear
-(<Type*>CacheMap).tp_traverse = map_traverse
-(<Type*>CacheMap).tp_clear = map_clear

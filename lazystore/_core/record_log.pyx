@@ -169,30 +169,10 @@ cdef class RecordLog:
             return None
         cdef Entry entry = self.entries[i]
         cdef SegmentFile segment = self.segment_of(entry)
-        cdef Py_ssize_t key_bytes = PyBytes_GET_SIZE(key)
-        cdef Py_ssize_t payload_bytes = <Py_ssize_t>entry.length - <Py_ssize_t>sizeof(Head) - key_bytes
         cdef Head head
-        cdef uint8_t inline_key[INLINE]
-        cdef uint8_t* scratch = inline_key
-        cdef const uint8_t* wanted = <const uint8_t*>PyBytes_AS_STRING(key)
-        cdef uint8_t* target
         cdef Verdict verdict = FOREIGN
-        cdef bytes payload = None
         self.entries[i].visited = 1
-        if payload_bytes >= 0 and key_bytes <= MAX_KEY:
-            payload = PyBytes_FromStringAndSize(NULL, payload_bytes)
-            target = <uint8_t*>PyBytes_AS_STRING(payload)
-            if key_bytes > INLINE:
-                scratch = <uint8_t*>malloc(key_bytes)
-                if scratch == NULL:
-                    raise MemoryError()
-            with nogil:
-                verdict = segment.read_record(
-                    <uint64_t>entry.offset * 8, wanted, <uint32_t>key_bytes, target, <uint32_t>payload_bytes, &head,
-                    scratch,
-                )
-            if scratch != inline_key:
-                free(scratch)
+        payload = self.load(entry, segment, key, &head, &verdict)
         if verdict == GOOD and (head.expires == 0 or head.expires > now):
             self.hits += 1
             return stored(head, payload)
@@ -203,6 +183,33 @@ cdef class RecordLog:
         else:
             self.explain(entry, segment, verdict)
         return None
+
+    cdef bytes load(self, Entry entry, SegmentFile segment, bytes key, Head* head, Verdict* verdict):
+        """Head and payload of a record, if it is ``key``'s."""
+        cdef Py_ssize_t key_bytes = PyBytes_GET_SIZE(key)
+        cdef Py_ssize_t payload_bytes = <Py_ssize_t>entry.length - <Py_ssize_t>sizeof(Head) - key_bytes
+        cdef uint8_t inline_key[INLINE]
+        cdef uint8_t* scratch = inline_key
+        cdef const uint8_t* wanted = <const uint8_t*>PyBytes_AS_STRING(key)
+        cdef uint8_t* target
+        cdef uint64_t at = <uint64_t>entry.offset * 8
+        cdef bytes payload
+        if payload_bytes < 0 or key_bytes > MAX_KEY:
+            verdict[0] = FOREIGN
+            return None
+        payload = PyBytes_FromStringAndSize(NULL, payload_bytes)
+        target = <uint8_t*>PyBytes_AS_STRING(payload)
+        if key_bytes > INLINE:
+            scratch = <uint8_t*>malloc(key_bytes)
+            if scratch == NULL:
+                raise MemoryError()
+        with nogil:
+            verdict[0] = segment.read_record(
+                at, wanted, <uint32_t>key_bytes, target, <uint32_t>payload_bytes, head, scratch
+            )
+        if scratch != inline_key:
+            free(scratch)
+        return payload
 
     cdef int explain(self, Entry entry, SegmentFile segment, Verdict verdict) except -1:
         """Why a record could not be had, into the counters; it leaves the index unless it is another key's."""
@@ -242,6 +249,13 @@ cdef class RecordLog:
         Raises:
             OSError: it could not be written; the segment is as it was.
         """
+        if stamp <= self.newest:
+            stamp = self.newest + 1
+        return self.write(segment, key, kind, buffers, created, expires, stamp)
+
+    cdef bint write(
+        self, SegmentFile segment, bytes key, int kind, object buffers, double created, double expires, uint64_t stamp
+    ) except -1:
         cdef int n = 0, count = len(buffers)
         cdef Py_buffer* views = <Py_buffer*>malloc((count + 1) * sizeof(Py_buffer))
         cdef Vector* vectors = <Vector*>malloc((count + 3) * sizeof(Vector))
@@ -268,7 +282,7 @@ cdef class RecordLog:
             head.zero = 0
             head.created = created
             head.expires = expires
-            head.stamp = self.newest = max(stamp, self.newest + 1)
+            head.stamp = stamp
             vectors[1].base = PyBytes_AS_STRING(key)
             vectors[1].nbytes = head.key_bytes
             entry.offset = <uint32_t>(segment.size // 8)
@@ -283,6 +297,7 @@ cdef class RecordLog:
         entry.length = <uint32_t>length
         entry.slot = segment.slot
         entry.visited = 0
+        self.newest = max(self.newest, stamp)
         self.replace(entry, key)
         return True
 
@@ -378,7 +393,7 @@ cdef class RecordLog:
         segment.records = 0
         return before - self.count
 
-    def scan(self, SegmentFile segment not None, double now):
+    def scan(self, SegmentFile segment not None):
         """Index the records that were appended since the last scan; how many.
 
         It ends at the first bytes that are no whole record: the end, one that is just being written, the torn last
@@ -416,7 +431,7 @@ cdef class RecordLog:
                 if not segment.whole_head(&head, block + begin + sizeof(Head)):
                     break
                 self.newest = max(self.newest, head.stamp)
-                if is_live(&head) and (head.expires == 0 or head.expires > now):
+                if is_live(&head):
                     key = PyBytes_FromStringAndSize(<char*>block + begin + sizeof(Head), head.key_bytes)
                     self.found(segment, at, head, key)
                     found += 1
@@ -446,6 +461,41 @@ cdef class RecordLog:
                 return 0
         self.replace(entry, key)
         return 0
+
+    def rescue(self, SegmentFile segment not None, SegmentFile target not None, uint64_t limit):
+        """Copy what was read since it was written out of a segment that goes next; how many records.
+
+        Parameters:
+            limit: bytes of ``target`` that it may take.
+
+        Cost: a look at every entry of the index, and reading and writing what is copied. FIFO with reinsertion: a
+        record that nobody reads again goes the next time.
+        """
+        cdef uint64_t i, n = 0, begin = target.size
+        cdef Entry* taken = <Entry*>malloc((segment.records + 1) * sizeof(Entry))
+        cdef Head head
+        cdef Verdict verdict = FOREIGN
+        if taken == NULL:
+            raise MemoryError()
+        for i in range(self.room):
+            if self.entries[i].slot == segment.slot and self.entries[i].visited and n < <uint64_t>segment.records:
+                taken[n] = self.entries[i]
+                n += 1
+        copied = 0
+        try:
+            for i in range(n):
+                found = self.key_of(taken[i])
+                if found is None or target.size - begin + padded(taken[i].length) > limit:
+                    continue
+                payload = self.load(taken[i], segment, found[0], &head, &verdict)
+                if verdict != GOOD:
+                    continue
+                copied += self.write(
+                    target, found[0], head.kind, (payload,), head.created, head.expires, head.stamp
+                )
+        finally:
+            free(taken)
+        return copied
 
     def clear(self, bytes prefix not None):
         """Kill the records whose key begins with ``prefix``; how many. Cost: a read and a write of each one's head."""

@@ -33,6 +33,8 @@ MIB = 1 << 20
 MIN_BYTES = 64 << 10
 #: Segments a full folder has; small folders have fewer and larger ones.
 SEGMENTS, MIN_SEGMENTS = 32, 8
+#: What is moved on instead of being dropped takes one in so many bytes of a segment.
+RESCUED = 2
 #: Seconds between two looks at what other processes did.
 LOOK_S = 0.1
 #: Seconds that writing stays off after the system refused it.
@@ -286,7 +288,6 @@ class DiskTier:
             self._next_look = time.monotonic() + LOOK_S
 
     def _look(self, log: RecordLog) -> None:
-        now = time.time()
         names = self._folder.names()
         known = {segment.name: segment for segment in log.segments()}
         for name in known.keys() - set(names):
@@ -301,7 +302,7 @@ class DiskTier:
                     continue
                 log.add(segment)
             if segment is not self._current:
-                log.scan(segment, now)
+                log.scan(segment)
         self._next_look = time.monotonic() + LOOK_S
 
     def _rotate(self, log: RecordLog, need: int) -> SegmentFile | None:
@@ -325,7 +326,20 @@ class DiskTier:
                 return None
             self._current = self._folder.create(min(wanted, room), self._folder.names())
             log.add(self._current)
+            self._rescue(log, self._current, room - self._current.capacity)
             return self._current
+
+    def _rescue(self, log: RecordLog, target: SegmentFile, spare: int) -> None:
+        """In a full folder: what was read of the segment that goes next moves on, into the one just begun."""
+        if spare >= self.segment_bytes:
+            return
+        for segment in sorted(log.segments(), key=lambda one: (one.live > 0, one.number)):
+            if segment is not target and hold(segment.fd):  # else somebody writes to it: it stays
+                try:
+                    self._counts["rescues"] += log.rescue(segment, target, target.capacity // RESCUED)
+                finally:
+                    release(segment.fd)
+                return
 
     def _adopt(self, log: RecordLog, need: int) -> SegmentFile | None:
         """Go on writing a segment that its owner left half empty: many short processes would leave many files."""
@@ -335,7 +349,7 @@ class DiskTier:
                 continue
             if not hold(segment.fd):
                 continue
-            log.scan(segment, time.time())  # what its owner wrote between our last look and its end
+            log.scan(segment)  # what its owner wrote between our last look and its end
             if segment.capacity - segment.size >= need and self._make_room(log, spare, segment) >= spare:
                 self._current = segment
                 return segment
@@ -412,7 +426,7 @@ class DiskTier:
         """Numbers since the tier was made; sizes in bytes.
 
         hits, misses (expired, corrupt, read_errors and pickles_refused among them), stores, evictions (records),
-        evicted_segments, declined_size (larger than an eighth), declined_room (others reserve everything),
+        evicted_segments, rescues (records moved on), declined_size (larger than an eighth), declined_room (others reserve everything),
         declined_busy (the folder's lock), declined_off, write_errors, compression_savings (bytes not stored thanks
         to the codec), records, nbytes, segments, index_bytes (memory), open_s (seconds it took to open).
         """
@@ -483,6 +497,7 @@ COUNTS = (
     "stores",
     "evictions",
     "evicted_segments",
+    "rescues",
     "declined_size",
     "declined_room",
     "declined_busy",

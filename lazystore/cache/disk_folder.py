@@ -6,6 +6,7 @@ What is in the files is for ``_core/record_log``; which of them are written, kep
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -22,6 +23,8 @@ LOCK_NAME = "lock"
 #: Number in the order of eviction, process that made it, random part; no name comes from a user.
 SEGMENT_NAME = re.compile(r"([0-9a-f]{16})-[0-9]{1,10}-[0-9a-f]{8}\.seg")
 OPEN_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+#: What opening says of files that are not ours to open.
+NO_SEGMENT = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO)
 #: Seconds between two tries to get the lock.
 POLL_S = 0.001
 
@@ -47,7 +50,7 @@ class DiskFolder:
             real = os.path.realpath(path, strict=True)
             link = os.lstat(path)
             self.fd = os.open(real, os.O_RDONLY | os.O_DIRECTORY | OPEN_FLAGS)
-        except NotADirectoryError:
+        except (NotADirectoryError, FileExistsError):
             raise DiskTierError(f"{path} is not a folder; give a disk tier a folder of its own") from None
         except OSError as error:
             raise DiskTierError(f"the folder {path} of a disk tier cannot be opened: {error.strerror}") from error
@@ -122,11 +125,13 @@ class DiskFolder:
         return sorted(filter(SEGMENT_NAME.fullmatch, os.listdir(self.fd)))
 
     def open(self, name: str) -> SegmentFile | None:
-        """A segment file; None when it is not there (any more), or is none."""
+        """A segment file; None when it is not there (any more), or is none: a link, another user's, unfinished."""
         try:
-            fd = os.open(name, os.O_RDWR | OPEN_FLAGS, dir_fd=self.fd)
-        except FileNotFoundError:
-            return None
+            fd = os.open(name, os.O_RDWR | os.O_NONBLOCK | OPEN_FLAGS, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno in NO_SEGMENT:
+                return None
+            raise
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
             os.close(fd)
@@ -160,7 +165,7 @@ class DiskFolder:
 
     def sweep(self, name: str) -> None:
         """Delete a file with a segment's name that is none: what a process left that died making it. Under the lock."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(name, dir_fd=self.fd)
 
 

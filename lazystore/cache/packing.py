@@ -8,6 +8,7 @@ Where the bytes lie is for ``disk.py``; how trees are written for ``_core/tree``
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import struct
@@ -82,12 +83,19 @@ class Codec:
         return f"Codec({self.name!r})"
 
 
-def pack(value: object, codec: Codec, allow_pickle: bool = False) -> tuple[int, list[Buffer]]:
+@functools.cache
+def _codec(name: str) -> Codec:
+    return Codec(name)
+
+
+def pack(value: object, codec: Codec | str = "auto", allow_pickle: bool = False) -> tuple[int, list[Buffer]]:
     """A value as a kind and the buffers of its payload; large ones are not copied unless they are compressed.
 
     Raises:
         Unpackable: it cannot be carried.
+        ConfigError, MissingExtraError: as :class:`Codec` has it.
     """
+    codec = codec if isinstance(codec, Codec) else _codec(codec)
     shape, buffers = _shaped(value, allow_pickle)
     if codec.flag == RAW:
         return shape, buffers
@@ -138,7 +146,7 @@ def is_pickle(kind: int) -> bool:
 
 def saved_bytes(kind: int, buffers: Sequence[Buffer]) -> int:
     """Bytes that compression made a packed value smaller by."""
-    if kind <= SHAPE_BITS:
+    if kind & ~SHAPE_BITS not in (ZLIB, ZSTD) or memoryview(buffers[0]).nbytes != _SIZE.size:
         return 0
     return int(_SIZE.unpack_from(buffers[0])[0]) - sum(memoryview(part).nbytes for part in buffers)
 

@@ -41,6 +41,7 @@ _HOMES = {
     "store": ("LazyStore", "default_store"),
     "strategy": ("ChunkStrategy", "CompressionType", "DataSize", "LoadStrategy", "LoadingStrategy", "Strategy"),
     "stream": ("Stream",),
+    "streams": ("Streams",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

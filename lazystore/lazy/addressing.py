@@ -7,15 +7,14 @@ page objects are above (``pages``).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
-from lazystore.cache.bridge import is_async
+from lazystore.cache.bridge import is_async, is_awaitable
 from lazystore.errors import ConfigError, LoadError
 from lazystore.lazy.cursor import Position, encode_values
-from lazystore.lazy.keyset import Keyset
+from lazystore.lazy.keysets import Keyset
 from lazystore.lazy.source import Source
 
 __all__ = ["Addressing", "Around", "ByKeyset", "ByOffset", "BySourceCursor", "Rows", "addressing_of", "run"]
@@ -62,14 +61,14 @@ def run(steps: Steps) -> Rows | Coroutine[Any, Any, Rows]:
         except StopIteration as end:
             found: Rows = end.value
             return found
-        if inspect.isawaitable(given):
+        if is_awaitable(given):
             return _run_on(steps, given)
 
 
 async def _run_on(steps: Steps, given: Any) -> Rows:
     while True:
         try:
-            given = steps.send(await given if inspect.isawaitable(given) else given)
+            given = steps.send(await given if is_awaitable(given) else given)
         except StopIteration as end:
             found: Rows = end.value
             return found
@@ -81,7 +80,9 @@ def _checked(given: Any, limit: int | None, source: Source) -> tuple[Any, ...]:
     Raises:
         LoadError: no rows, or more than were asked for.
     """
-    if isinstance(given, (str, bytes, Mapping)) or not (isinstance(given, Iterable) or hasattr(given, "__getitem__")):
+    if type(given) is not list and (
+        isinstance(given, (str, bytes, Mapping)) or not (isinstance(given, Iterable) or hasattr(given, "__getitem__"))
+    ):
         raise LoadError(f"{source!r} gave a {type(given).__name__}, not a list of items")
     items = tuple(given)
     if limit is not None and len(items) > limit:
@@ -140,7 +141,8 @@ class ByOffset:
         if total is not None:
             limit = max(0, min(limit, total - offset))
         given = (yield source.fetch_range(offset, limit, **filters)) if limit else ()
-        return Rows(_checked(given, limit, source), more=position.backward)
+        found = _checked(given, limit, source)
+        return Rows(found, (), position.backward if total is None else 0 < len(found) < total - offset)
 
     @staticmethod
     def _span(position: Position, size: int) -> tuple[int, int]:
@@ -152,15 +154,11 @@ class ByOffset:
     def around(self, position: Position, rows: Rows, size: int, filters: dict[str, Any]) -> Around:
         """The neighbours of the page at ``position``."""
         offset, _ = self._span(position, size)
-        end = offset + len(rows.items)
-        total = None if filters else self._source.size
-        has_next = rows.more if total is None else bool(rows.items) and end < total
-        number = -(-offset // size) + 1
-        has_previous = offset > 0 and total != 0
+        begin = offset if rows.items else min(offset, self._source.size or offset)  # far behind the end: back to it
         return Around(
-            number, has_previous, has_next,
-            Position("offset", (offset if total is None else min(offset, total),), True) if has_previous else None,
-            Position("offset", (end,)) if has_next else None,
+            -(-offset // size) + 1, offset > 0, rows.more,
+            Position("offset", (begin,), True) if offset > 0 else None,
+            Position("offset", (offset + len(rows.items),)) if rows.more else None,
         )  # fmt: skip
 
 
@@ -213,7 +211,7 @@ class ByKeyset:
     """Rows in a total order: a page is what comes behind (or in front of) a row.
 
     Over items with numbers the row's place is found by bisecting; else the source's ``fetch_after`` is asked with a
-    :class:`~lazystore.lazy.keyset.Seek` and gives rows.
+    :class:`~lazystore.lazy.keysets.Seek` and gives rows.
     """
 
     numbered = False

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lazystore.cache.entries import MISSING
 from lazystore.cache.job_queue import Job, JobQueue
 from lazystore.cache.tiers import Tiers
-from lazystore.errors import ClosedError, UnhashableKeyError
+from lazystore.errors import ClosedError, ConfigError, UnhashableKeyError
 from lazystore.lazy.handle import Handle
 from lazystore.lazy.predict import Gate, Guess, Markov, Predictor, Stride, behaviour, remember
 
@@ -29,6 +29,8 @@ __all__ = ["Background"]
 AHEAD = 64
 #: The part of the budget that unused values may take of a full cache: as much as S3-FIFO's probation holds.
 SHARE = 10
+#: Requests after which unused values that were thrown out are forgotten.
+PARDON = 64
 
 _GUESSED = object()
 _HINTED = object()
@@ -81,6 +83,7 @@ class Background:
         self._ahead: OrderedDict[Hashable, None] = OrderedDict()  # keys of the known order, loaded and not yet used
         self._counts = {"queued": 0, "refused": 0, "cancelled": 0, "taken": 0}
         self._closed = False
+        self._seen_used = self._seen_requests = self._pardoned = 0
         self._begin()
         _ALL.add(self)
 
@@ -269,7 +272,7 @@ class Background:
 
     def _loader(self, key: Any) -> Callable[[], Any]:
         if self._load_of is None:
-            raise ClosedError("this loader has no source to load keys from: give each load by submit()")
+            raise ConfigError("there is no source to load keys from: give each load by submit()")
         return self._load_of(key)
 
     def _add(
@@ -364,27 +367,31 @@ class Background:
             self._add(cache_key, self._loader(key), 0.0, _HINTED)
 
     def _room(self) -> bool:
-        """Whether what is loaded and unused, and what is under way, leaves room for another load.
+        """Whether another load has room: among what is free, or in the part of a full cache that is for unused values.
 
-        Sizes are not known before: it is taken to weigh what the others weighed. One may always be under way.
+        Sizes are not known before: it is taken to weigh what the others weighed. What was thrown out unused counts as
+        if it were there until something is used, or much else is asked for; else a long queue would be loaded only to
+        be thrown out. One may always be there.
         """
         counts = self._tiers.counts
-        landed = counts.prefetch_issued - counts.prefetch_errors
-        unused = landed - counts.prefetch_used - counts.prefetch_wasted - self._under_way
-        landed -= self._under_way
-        if unused <= 0 and not self._under_way:
+        if counts.prefetch_used != self._seen_used or counts.requests - self._seen_requests >= PARDON:
+            self._seen_used, self._seen_requests = counts.prefetch_used, counts.requests
+            self._pardoned = counts.prefetch_wasted
+        loaded = counts.prefetch_issued - counts.prefetch_errors - self._under_way
+        unused = max(0, loaded - counts.prefetch_used - self._pardoned)
+        if not unused and not self._under_way:
             return True
-        average = counts.prefetch_bytes / landed if landed > 0 else 0.0
         ledger = self._tiers.ledger
-        free = max(0, ledger.room - ledger.used)
-        probation = max(0.0, ledger.room / SHARE - max(0, unused) * average)
-        return (self._under_way + 1) * average <= free + probation
+        average = counts.prefetch_bytes / loaded if loaded > 0 else 0.0
+        coming = (self._under_way + 1) * average
+        return coming <= ledger.room - ledger.used or unused * average + coming <= ledger.room / SHARE
 
     def _start(self, job: _Queued) -> None:
         handle, flight = job.handle, None
         try:
             flight = handle._start(job.priority)
-        except ClosedError:
+        except ClosedError as error:
+            handle._failed(error)
             self.close()
         finally:
             if flight is None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["DataChunk", "content_id"]
+__all__ = ["DataChunk", "content_id", "size_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +70,12 @@ def content_id(data: Any) -> str:
         except ValueError:
             packed = pickle.dumps(data, protocol=5)
     return hashlib.blake2b(packed, digest_size=16).hexdigest()
+
+
+def size_of(data: Any) -> int:
+    """Bytes of bytes, UTF-8 bytes of text, items of a list or tuple, 1 of any other object."""
+    if isinstance(data, str):
+        return len(data) if data.isascii() else len(data.encode("utf-8", "surrogatepass"))
+    if isinstance(data, memoryview):
+        return data.nbytes
+    return len(data) if isinstance(data, (bytes, bytearray, list, tuple)) else 1

@@ -15,7 +15,7 @@ from typing import Any
 from lazystore._core.gear import GearCutter
 from lazystore.config import parse_bytes
 from lazystore.errors import ConfigError
-from lazystore.lazy.chunk import DataChunk
+from lazystore.lazy.chunk import DataChunk, size_of
 from lazystore.lazy.cutting import BytesCutter, ContentRule, Cutter, ObjectsCutter, Pace, RecordRule, Rule, SizeRule
 from lazystore.lazy.strategy import ChunkStrategy
 
@@ -193,7 +193,7 @@ class DataChunker:
 
     def _create_chunk(self, items: Any, index: int, offset: int | None = None, **metadata: Any) -> DataChunk:
         """A chunk of what a subclass has cut by itself."""
-        return DataChunk(items, index, _size_of(items), offset, metadata)
+        return DataChunk(items, index, size_of(items), offset, metadata)
 
     def pieces(self, data: Any) -> Iterator[Any]:
         """What is in the chunks, without their numbers: memoryviews, str, or lists."""
@@ -345,12 +345,6 @@ def _read(read: Callable[[int], Any], size: int) -> Iterator[Any]:
         if not block:
             return
         yield block
-
-
-def _size_of(piece: Any) -> int:
-    if isinstance(piece, str):
-        return len(piece) if piece.isascii() else len(piece.encode("utf-8", "surrogatepass"))
-    return piece.nbytes if isinstance(piece, memoryview) else len(piece)
 
 
 def _delimiter(given: bytes | str | None) -> bytes | None:

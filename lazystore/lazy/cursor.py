@@ -1,7 +1,7 @@
 """Signed page cursors: a position in an order, as short text that a client hands back and cannot change.
 
 The text is opaque and safe in URLs, holds no pickle, and is bound to its source, filters and order, and to a time.
-What positions mean lives in ``pages`` and ``keyset``.
+What positions mean lives in ``pages`` and ``keysets``.
 """
 
 from __future__ import annotations

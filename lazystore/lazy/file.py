@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from lazystore.cache.page_ahead import PagesAhead
 from lazystore.cache.paged import PagedObject
@@ -244,7 +244,7 @@ def open_paged(
     """
     check_mode(mode, buffering, encoding, errors, newline)
     if buffering == 0:
-        return raw
+        return cast("IO[bytes]", raw)
     buffered = BufferedLazyFile(raw, BUFFER if buffering < 2 else buffering)
     if "b" in mode:
         return buffered

@@ -106,11 +106,11 @@ class Loading:
         """What loads a key, and under which key it is cached (None: the source's own memory has it)."""
         source = self._open_source()
         if "bytes" in source.can:
-            return partial(source.fetch_range, *_span(key, source)), None
+            return source.load_of_range(*_span(key, source)), None
         if "keys" not in source.can and "range" in source.can:
             return partial(_item, self.chunks(items=self.options.page), key, self.options.page), None
         source.require("keys")
-        load = partial(source.fetch_key, key)
+        load = source.load_of_key(key)
         if source.cached:
             return load, None
         return load, key if self._key is None else self._key(key)

@@ -7,28 +7,28 @@ are named to clients (``cursor``); what it gives out is a ``page``.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple
 
+from lazystore.cache.bridge import is_awaitable
 from lazystore.cache.clock import Clock
 from lazystore.cache.keys import Kind, canonical
 from lazystore.cache.tiers import UNSET, Tiers
 from lazystore.errors import ConfigError, LoadCancelledError
 from lazystore.lazy.addressing import Around, ByOffset, Rows, addressing_of, run
 from lazystore.lazy.cursor import BINDING_BYTES, CursorSigner, Position
-from lazystore.lazy.keyset import Keyset
+from lazystore.lazy.keysets import Keyset
+from lazystore.lazy.next_page import NextPages
 from lazystore.lazy.page import Page
 from lazystore.lazy.source import Source
 
 __all__ = ["Pager", "Pages"]
 
 MAX_SIZE = 1000
-#: Positions remembered as likely next ones, of all walks together.
-EXPECTED = 64
 #: Pages under way at once in ``load_pages``.
 CONCURRENCY = 4
 
@@ -47,20 +47,27 @@ class _Ask(NamedTuple):
 class _Load:
     """The loading of one page, as the tiers want it; ``record`` is what it gave, to tell a hit from a load."""
 
-    __slots__ = ("_ask", "_clock", "_read", "record")
+    __slots__ = ("_ask", "_clock", "_read", "begun", "record")
 
     def __init__(self, ask: _Ask, read: Callable[[_Ask], Any], clock: Clock) -> None:
         self._ask, self._read, self._clock = ask, read, clock
+        self.begun = False
         self.record: tuple[Any, ...] | None = None
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self._ask.key
+
     def load(self) -> Any:
+        self.begun = True
         found = self._read(self._ask)
-        return self._awaited(found) if inspect.isawaitable(found) else self._stamped(found)
+        return self._awaited(found) if is_awaitable(found) else self._stamped(found)
 
     async def aload(self) -> tuple[Any, ...]:
         """The same of a source whose function is async: a loop need not ask a thread to find that out."""
+        self.begun = True
         found = self._read(self._ask)
-        return self._stamped(await found if inspect.isawaitable(found) else found)
+        return self._stamped(await found if is_awaitable(found) else found)
 
     async def _awaited(self, found: Any) -> tuple[Any, ...]:
         return self._stamped(await found)
@@ -83,7 +90,8 @@ class Pager:
         signer: of cursors; None: one with a random secret.
         total: what ``page.total_items`` is, unless a call says otherwise: None, a number, ``total(**filters)`` (sync or
             async; kept ``total_ttl`` seconds), or True for sources that know their size.
-        prefetch: read the next page in the background once two were asked for one after the other.
+        prefetch: read the next page in the background (a worker thread) once two were asked for one after the other;
+            ends by itself where that is of no use.
         clock: of ages and cursors; None: the tiers' own.
 
     Page numbers count from 1 and need a source with positions: item (n - 1) * size begins page n, at a cost that does
@@ -120,14 +128,13 @@ class Pager:
         self._signer = signer or CursorSigner(clock=self._clock)
         self._total = total
         self._total_ttl = total_ttl
-        self._prefetch = prefetch and not source.cached
-        self._expected: dict[Hashable, None] = {}
-        self._lock = threading.Lock()
+        self._ahead = NextPages(tiers, prefetch and not source.cached)
+        self._unfiltered = b""
 
     # -- one page -----------------------------------------------------------------------
 
     def page(
-        self, number: int | None = None, *, cursor: str | None = None, size: int | None = None, total: Any = UNSET,
+        self, number: int | None = None, /, *, cursor: str | None = None, size: int | None = None, total: Any = UNSET,
         **filters: Any,
     ) -> Page[Any]:  # fmt: skip
         """A page by number (the first one if nothing is said), or the one of a cursor.
@@ -142,7 +149,7 @@ class Pager:
         return self._made(ask, record, hit, age, self._counted(total, filters))
 
     async def apage(
-        self, number: int | None = None, *, cursor: str | None = None, size: int | None = None, total: Any = UNSET,
+        self, number: int | None = None, /, *, cursor: str | None = None, size: int | None = None, total: Any = UNSET,
         **filters: Any,
     ) -> Page[Any]:  # fmt: skip
         """:meth:`page` for event loops; sync sources are read in worker threads."""
@@ -261,8 +268,13 @@ class Pager:
 
     def _binding(self, filters: dict[str, Any]) -> bytes:
         """What cursors are bound to, in 8 bytes."""
+        if not filters and self._unfiltered:
+            return self._unfiltered
         parts = (self._way.mode, self._way.order, self._source.identity, _frozen(filters))
-        return hashlib.blake2b(b"".join(map(_bound, parts)), digest_size=BINDING_BYTES).digest()
+        found = hashlib.blake2b(b"".join(map(_bound, parts)), digest_size=BINDING_BYTES).digest()
+        if not filters:
+            self._unfiltered = found
+        return found
 
     # -- loading ------------------------------------------------------------------------
 
@@ -274,9 +286,16 @@ class Pager:
         asked = self._clock.time()
         if self._source.cached:
             rows = self._read(ask)
-            return (asked, *(self._tiers.bridge.call(lambda: rows) if inspect.isawaitable(rows) else rows)), False, 0.0
+            return (asked, *(self._tiers.bridge.call(lambda: rows) if is_awaitable(rows) else rows)), False, 0.0
         load = _Load(ask, self._read, self._clock)
-        return self._judged(asked, load, self._tiers.get(ask.key, self._call_of(load), ttl=self._ttl))
+        try:
+            record = self._tiers.get(ask.key, self._call_of(load), ttl=self._ttl)
+        except Exception:
+            if load.begun or not self._ahead.asked(ask.key, useful=False):
+                raise
+            # what failed was read ahead, in a thread that perhaps cannot read it: this one tries itself
+            record = self._tiers.get(ask.key, self._call_of(load), ttl=self._ttl)
+        return self._judged(asked, load, record)
 
     async def _aloaded(self, ask: _Ask) -> tuple[Any, bool, float]:
         asked = self._clock.time()
@@ -285,21 +304,27 @@ class Pager:
                 return (asked, *self._read(ask)), False, 0.0
             return (asked, *await self._tiers.bridge.acall(self._read, ask)), False, 0.0
         load = _Load(ask, self._read, self._clock)
-        return self._judged(asked, load, await self._tiers.aget(ask.key, self._call_of(load), ttl=self._ttl))
+        try:
+            record = await self._tiers.aget(ask.key, self._call_of(load), ttl=self._ttl)
+        except Exception:
+            if load.begun or not self._ahead.asked(ask.key, useful=False):
+                raise
+            record = await self._tiers.aget(ask.key, self._call_of(load), ttl=self._ttl)
+        return self._judged(asked, load, record)
 
     def _call_of(self, load: _Load) -> Callable[[], Any]:
         return load.aload if self._way.is_async else load.load
 
-    @staticmethod
-    def _judged(asked: float, load: _Load, record: Any) -> tuple[Any, bool, float]:
+    def _judged(self, asked: float, load: _Load, record: Any) -> tuple[Any, bool, float]:
         """A record that is not of our own load, nor of one we waited for, was there before we asked."""
+        self._ahead.asked(load.key, useful=not load.begun)
         hit = record is not load.record and record[0] <= asked
         return record, hit, max(0.0, asked - record[0]) if hit else 0.0
 
     def _made(self, ask: _Ask, record: Any, hit: bool, age: float, total: int | None) -> Page[Any]:
         rows = Rows(*record[1:])
         around = self._way.around(ask.position, rows, ask.size, ask.filters)
-        if self._prefetch:
+        if self._ahead.enabled:
             self._look_ahead(ask, rows, around, hit)
         return Page(
             rows.items, page=around.number, page_size=ask.size, has_next=around.has_next,
@@ -334,15 +359,9 @@ class Pager:
     def _look_ahead(self, ask: _Ask, rows: Rows, around: Around, hit: bool) -> None:
         """Start loading the next page if this one was the next page of another one."""
         following = None if ask.position.backward else self._following(ask, rows, around, hit)
-        with self._lock:
-            is_next = self._expected.pop(ask.key, _ABSENT) is None
-            if following is not None:
-                self._expected[following.key] = None
-                if len(self._expected) > EXPECTED:
-                    del self._expected[next(iter(self._expected))]
-        if is_next and following is not None:
+        if self._ahead.follows(ask.key, following and following.key) and following is not None:
             load = _Load(following, self._read, self._clock)
-            self._tiers.start(following.key, self._call_of(load), ttl=self._ttl)
+            self._ahead.start(following.key, self._call_of(load), self._ttl)
 
     def _total_of(self, total: Any, filters: dict[str, Any]) -> Any:
         """None, a number, or a function to ask."""
@@ -420,6 +439,7 @@ class _PageJob:
 
     def __init__(self, load: Callable[[], Page[Any]]) -> None:
         self._load = load
+        self._context = copy_context()
         self._ended = threading.Event()
         self._page: Page[Any] | None = None
         self._error: BaseException | None = None
@@ -430,7 +450,7 @@ class _PageJob:
 
     def _run(self) -> None:
         try:
-            self._page = self._load()
+            self._page = self._context.run(self._load)
         except BaseException as error:  # noqa: BLE001 (it is the waiter's)
             self._error = error
         finally:
@@ -452,7 +472,6 @@ class _PageJob:
         self._ended.wait()
 
 
-_ABSENT = object()
 _FROM_1 = "pages count from 1"
 
 

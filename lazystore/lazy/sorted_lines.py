@@ -1,6 +1,6 @@
 """Rows behind a position in a file of sorted lines, found by bisecting its bytes: no index, no pass over the file.
 
-Bytes come from a file or from any source of bytes; orders are ``keyset``'s, pages are made elsewhere.
+Bytes come from a file or from any source of bytes; orders are ``keysets``'s, pages are made elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lazystore.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
-    from lazystore.lazy.keyset import Seek
+    from lazystore.lazy.keysets import Seek
     from lazystore.lazy.source import Source
 
 __all__ = ["SortedLines"]

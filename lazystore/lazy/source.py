@@ -49,7 +49,9 @@ class Source:
     Not changed once made; safe in threads as far as the functions in it are. Pickles where they do.
     """
 
-    __slots__ = ("_after", "_key", "_open", "_range", "_size", "cached", "can", "identity", "instant")
+    __slots__ = (
+        "_after", "_key", "_open", "_opens_at_once", "_range", "_size", "cached", "can", "identity", "instant",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -63,11 +65,13 @@ class Source:
         of_bytes: bool = False,
         cached: bool = False,
         instant: bool = False,
+        opens_at_once: bool = False,
     ) -> None:
         self.identity = identity
         self._key, self._range, self._after, self._open, self._size = key, range, after, open, size
         self.cached = cached
         self.instant = instant
+        self._opens_at_once = opens_at_once or cached
         found = {"keys": key, "range": range, "cursor": after, "stream": open}
         self.can = frozenset(name for name, function in found.items() if function is not None) | (
             frozenset({"bytes"}) if of_bytes else frozenset()
@@ -117,6 +121,25 @@ class Source:
         found: AnyIterable = self._open()
         return found
 
+    def load_of_key(self, key: Any) -> Callable[[], Any]:
+        """What loads a key, bound: a coroutine function where the source's is one, so that nobody hops to find out."""
+        if self._key is None:
+            self._cannot("keys", "get one key")
+        return partial(self._key, key)
+
+    def load_of_range(self, offset: int, limit: int, **filters: Any) -> Callable[[], Any]:
+        """The same of a range."""
+        if self._range is None:
+            self._cannot("range", "be read by position")
+        return partial(self._range, offset, limit, **filters)
+
+    @property
+    def opens_at_once(self) -> bool:
+        """Whether :meth:`open` runs no code that may block: of what is in memory, and of generators."""
+        function = self._open
+        at_once = (inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.iscoroutinefunction)
+        return self.instant or self._opens_at_once or any(test(function) for test in at_once)
+
     def require(self, *abilities: str) -> None:
         """Refuse a source that has none of ``abilities``.
 
@@ -164,7 +187,8 @@ class Source:
     def from_stream(cls, function: Callable[[], AnyIterable] | AnyIterable) -> Source:
         """``function()`` opens a new pass; an iterable stands for itself (an iterator: for one pass only)."""
         if not callable(function) and isinstance(function, (Iterable, AsyncIterable)):
-            return cls(("iterable", type(function).__name__, next(_numbers)), open=lambda: function)
+            identity = ("iterable", type(function).__name__, next(_numbers))
+            return cls(identity, open=lambda: function, opens_at_once=True)
         return cls(_checked(function, "from_stream"), open=function)
 
     @classmethod
@@ -260,7 +284,7 @@ def function_key(function: Any) -> Hashable:
     try:
         return (name, *_made_of(function))
     except TypeError:
-        return name, next(_numbers)  # captured values that cannot be told apart: another function every time
+        return name, _number_of(function)  # of captured values that have no identity: this very function only
 
 
 def _made_of(function: Any) -> tuple[Hashable, ...]:
@@ -290,13 +314,18 @@ def _told(value: Any) -> Hashable:
     try:
         canonical(value)
     except LazyStoreError:
-        try:
-            return "object", _objects[value]
-        except KeyError:
-            number = _objects[value] = next(_numbers)
-            return "object", number
+        return "object", _number_of(value)
     found: Hashable = value
     return found
+
+
+def _number_of(value: Any) -> int:
+    """A number of an object for as long as it lives. Raises TypeError where it has no weak references or no hash."""
+    try:
+        return _objects[value]
+    except KeyError:
+        number = _objects[value] = next(_numbers)
+        return number
 
 
 def _is_filled(cell: Any) -> bool:

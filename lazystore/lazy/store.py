@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cache, cached_property, partial
@@ -27,13 +28,14 @@ from lazystore.lazy.strategy import DataSize, Strategy
 if TYPE_CHECKING:
     from lazystore.cache.disk import DiskTier
     from lazystore.lazy.background import Background
-    from lazystore.lazy.chunks import Chunks
+    from lazystore.lazy.chunks import ByKeys, Chunks
     from lazystore.lazy.cursor import CursorSigner
     from lazystore.lazy.file import LazyFile
     from lazystore.lazy.handle import Handle
     from lazystore.lazy.page import Page
     from lazystore.lazy.pages import Pager, Pages
-    from lazystore.lazy.stream import Stream, Streams
+    from lazystore.lazy.stream import Stream
+    from lazystore.lazy.streams import Streams
 
 __all__ = ["LazyStore", "default_store"]
 
@@ -127,6 +129,7 @@ class LazyStore(Loading):
         self._storage_options = storage_options
         self._lock = threading.Lock()
         self._pager: Pager | None = None
+        self._open_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._closed = False
         self._source: Source | None = None
         self._events = Events(options.name or "LazyStore", options.slow_after)
@@ -255,27 +258,39 @@ class LazyStore(Loading):
     # -- parts --------------------------------------------------------------------------
 
     def chunks(
-        self, source: Any = None, *, chunk: int | str | None = None, items: int | None = None, **how: Any
-    ) -> Chunks:
+        self,
+        source: Any = None,
+        *,
+        chunk: int | str | None = None,
+        items: int | None = None,
+        keys: Iterable[Hashable] | None = None,
+        prefetch: int | str | None = None,
+        **cutting: Any,
+    ) -> Chunks | ByKeys:
         """The source in chunks, each loaded and cached by itself; under ``for`` and ``async for``.
 
         Parameters:
             source: another source than the store's: whatever a store can be made from.
             chunk: bytes a chunk, of sources of bytes. items: items a chunk, of the others; give one of them.
-            how: ``prefetch`` (chunks ahead), ``strategy``, ``boundary``, ``weigh``, ``delimiter`` ... as
-                :class:`~lazystore.lazy.DataChunker` has them, for sources that are read in one pass.
+            keys: the chunks are the values of these keys, of a source by key.
+            prefetch: chunks that are read ahead in sequential use; None: as the store's.
+            cutting: what else :class:`~lazystore.lazy.chunker.DataChunker` takes, of sources read in one pass.
 
         Sources by position give ``len`` (if the size is known), ``[i]`` and slices; what is a stream gives one pass.
         """
-        from lazystore.lazy.chunks import Chunks
+        from lazystore.lazy.chunker import DataChunker
+        from lazystore.lazy.chunks import ByKeys, Chunks
 
         found = self._open_source(source)
         self._events.operation(Strategy.CHUNKED)
-        how.setdefault("prefetch", self.options.prefetch)
+        ahead = self.options.prefetch if prefetch is None else prefetch
+        if keys is not None:
+            return ByKeys(found, self._tiers, keys, prefetch=ahead)
         if chunk is None and items is None:
             of_bytes = "bytes" in found.can
             chunk, items = (self.options.chunk, None) if of_bytes else (None, self.options.items)
-        return Chunks(found, self._tiers, chunk=chunk, items=items, **how)
+        cutter = DataChunker(chunk, items=items, **cutting) if cutting else None
+        return Chunks(found, self._tiers, chunk=chunk, items=items, prefetch=ahead, chunker=cutter)
 
     def page(
         self, number: int | None = None, *, cursor: str | None = None, size: int | None = None, **how: Any
@@ -343,29 +358,53 @@ class LazyStore(Loading):
 
         return CursorSigner(self._secret, lifetime=self.options.cursor_ttl)
 
-    def stream(self, source: Any = None, *, name: str | None = None, **how: Any) -> Stream:
+    def stream(
+        self,
+        source: Any = None,
+        *,
+        window: int | str | None = None,
+        ahead: bool = False,
+        idle_timeout: Any = UNSET,
+        name: str | None = None,
+        chunk: int | str | None = None,
+        items: int | None = None,
+        **cutting: Any,
+    ) -> Stream:
         """One ordered pass over the source in a bounded window; under ``for`` and ``async for``.
 
         Parameters:
-            name: under which :attr:`streams` knows it; None: a number.
-            how: ``window`` (bytes it may hold), ``ahead`` (read on in the background as far as the window goes),
-                ``chunk`` or ``items`` (cut it into chunks), ``idle_timeout`` (seconds nobody may read).
+            source: another source than the store's.
+            window: bytes it may hold, unread or read; of the store's memory while it is open.
+            ahead: read on in the background as far as the window goes; else a piece is read when it is asked for.
+            idle_timeout: seconds after which a stream that nobody reads closes itself; None: never.
+            name: in messages.
+            chunk, items: cut it into chunks of so many bytes or items; None: as the source gives it.
+            cutting: what else :class:`~lazystore.lazy.chunker.DataChunker` takes.
 
         Close it, or use it in a ``with`` statement; a forgotten one closes with a ResourceWarning.
         """
+        from lazystore.lazy.chunker import DataChunker
+        from lazystore.lazy.stream import Stream
+
         found = self._open_source(source)
         found.require("stream")
         self._events.operation(Strategy.STREAMING)
-        how.setdefault("window", self.options.window)
-        how.setdefault("idle_timeout", self.options.idle_timeout)
-        return self.streams.open(found, name=name, **how)
+        cut = chunk is not None or items is not None or cutting
+        stream = Stream(
+            found, bridge=self._tiers.bridge, ledger=self._tiers.ledger,
+            window=self.options.window if window is None else window, ahead=ahead,
+            idle_timeout=self.options.idle_timeout if idle_timeout is UNSET else idle_timeout,
+            name=name or self._events.name, chunker=DataChunker(chunk, items=items, **cutting) if cut else None,
+        )  # fmt: skip
+        self._open_streams.add(stream)
+        return stream
 
     @cached_property
     def streams(self) -> Streams:
-        """The open streams by name."""
-        from lazystore.lazy.stream import Streams
+        """Streams by name: ``create_stream``, ``get_stream_chunk`` and their kin."""
+        from lazystore.lazy.streams import Streams
 
-        return Streams(self._tiers)
+        return Streams(self.stream)
 
     # -- background ---------------------------------------------------------------------
 
@@ -389,8 +428,7 @@ class LazyStore(Loading):
 
     def _load_of(self, key: Any) -> Callable[[], Any]:
         source = self._open_source()
-        source.require("keys")
-        return partial(source.fetch_key, key)
+        return source.load_of_key(key)
 
     def _seen(self, key: Any) -> None:
         """Show a key that was no plain hit (loaded now, or ahead of demand) to who predicts the next ones."""
@@ -432,15 +470,15 @@ class LazyStore(Loading):
         ``memory_used`` is the sum of what the entries weigh. Cost: O(entries), to count chunks and pages.
         """
         keys = self._tiers.memory.map.keys()
-        streams = self.__dict__.get("streams")
-        background = self.__dict__.get("background")
+        background = self.background.stats() if "background" in self.__dict__ else {}
         return {
             "name": self._events.name,
             **self._counters(),
             **self._events.snapshot(),
             "entries_by_kind": dict(Counter(map(kind_of, keys))),
-            "active_streams": len(streams) if streams is not None else 0,
-            "background": background.stats() if background is not None else {},
+            "active_streams": sum(not (stream.closed or stream.info().done) for stream in list(self._open_streams)),
+            "background": background,
+            "background_tasks": background.get("waiting", 0) + background.get("under_way", 0),
         }
 
     def _counters(self) -> dict[str, Any]:
@@ -481,6 +519,9 @@ class LazyStore(Loading):
             raise UnsupportedError(f"{self!r} does not know how long its source is")
         return total
 
+    def __bool__(self) -> bool:
+        return True  # also of an empty source, and of one whose length is unknown
+
     def __repr__(self) -> str:
         held = self._tiers.counters()
         state = "closed" if self._closed else f"{held['entries']} entries, {held['bytes']} bytes"
@@ -498,9 +539,10 @@ class LazyStore(Loading):
             if self._closed:
                 return
             self._closed = True
-        for part in ("background", "streams"):
-            if part in self.__dict__:
-                self.__dict__[part].close()
+        if "background" in self.__dict__:
+            self.background.close()
+        for stream in list(self._open_streams):
+            stream.close()
         self._tiers.close(grace)
 
     async def aclose(self, grace: float = 5.0) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from support.sources import DiarySource
+
+from lazystore.cache.origins import Origin
 from lazystore.errors import SourceChangedError
 from lazystore.fetch.source import Read
-from support.sources import DiarySource
 
 
 class VersionedSource(DiarySource):
@@ -52,3 +54,8 @@ class VersionedSource(DiarySource):
             if self._pin(name) != self._now(name):
                 raise SourceChangedError(f"{self.url}/{name} was changed", url=self.url)
         return sizes
+
+
+def origin_of(source: VersionedSource, name: str = "a") -> Origin:
+    """Where an object of it is, for a PagedObject."""
+    return Origin(source, name, f"{source.url}/{name}", f"{source.url}/{name}")

@@ -106,7 +106,7 @@ async def load_paginated_data(
 ) -> tuple[Page[Any], PageInfo]:
     """As :meth:`LargeDataLoader.load_paginated_data`, in a store of yours or the one that decorators share."""
     source = Source.from_range(_ByOffset(loader_func)).named(function_key(loader_func))
-    found = await (store or default_store()).apage(page, size=page_size, source=source, **filters)
+    found = await (default_store() if store is None else store).apage(page, size=page_size, source=source, **filters)
     return found, found.info
 
 
@@ -118,10 +118,18 @@ async def load_chunked_data(
     store: LazyStore | None = None,
 ) -> AsyncIterator[DataChunk]:
     """As :meth:`LargeDataLoader.load_chunked_data`, in a store of yours or the one that decorators share."""
-    used = store or default_store()
-    chunks = used.chunks_by_key(loader_func, chunk_ids, strategy)
-    async for chunk in chunks:
-        yield chunk
+    used = default_store() if store is None else store
+    keys = list(chunk_ids)
+    ahead = {LoadStrategy.STREAMING: None, LoadStrategy.BACKGROUND: len(keys)}.get(LoadStrategy(strategy), 0)
+    parts = used.chunks(Source.from_keys(loader_func), keys=keys, prefetch=ahead)
+    index = 0
+    async for value in parts:
+        if isinstance(value, DataChunk):
+            yield value
+        else:
+            size = getattr(value, "nbytes", None) or (len(value) if hasattr(value, "__len__") else 1)
+            yield DataChunk(value, index, size, metadata={"id": keys[index]})
+        index += 1
 
 
 def create_lazy_loader(data_size: DataSize = DataSize.MEDIUM, **settings: Any) -> LargeDataLoader:

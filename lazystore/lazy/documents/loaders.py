@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
+from dataclasses import asdict
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from lazystore.cache.keys import Kind
 from lazystore.cache.tiers import Tiers
 from lazystore.errors import ConfigError, KeyNotFoundError, UnsupportedError
+from lazystore.lazy.chunk import DataChunk
 from lazystore.lazy.documents.configs import LazyLoadingConfig
 from lazystore.lazy.documents.metrics import metrics_of
 from lazystore.lazy.handle import Handle
@@ -122,41 +124,46 @@ class AdaptiveLazyLoader(AdvancedLazyLoader):
 class StreamingDataLoader(_OverStore):
     """Streams by name. :class:`lazystore.StreamingDataLoader` is another: torch's loader for datasets."""
 
-    async def create_stream(self, stream_id: str, data_source: Any, chunk_size: int | None = None, **how: Any) -> str:
+    async def create_stream(self, stream_id: str, data_source: Any, chunk_size: int | str | None = None) -> str:
         """Open a stream over a function, generator, iterable or bytes; gives its name back.
 
         Parameters:
-            chunk_size: bytes of data, items of anything else, a chunk; None: what the source yields, one by one.
+            chunk_size: bytes a chunk; None: what the source yields, one by one.
 
         Raises:
             ConfigError: there is one of that name.
         """
         self._allow(self.config.enable_streaming, "enable_streaming")
         source = Source.from_stream(data_source) if callable(data_source) else as_source(data_source)
-        self.store.streams.create_stream(stream_id, source, chunk_size, window=self.store.options.window, **how)
+        self.store.streams.create_stream(stream_id, source, chunk_size)
         return stream_id
 
-    async def get_stream_chunk(self, stream_id: str, chunk_index: int | None = None) -> Any:
-        """The next chunk, or one of the window by its index.
+    async def get_stream_chunk(self, stream_id: str, chunk_index: int | None = None) -> DataChunk:
+        """The next chunk, or the one of an index: read on to, or in the window still.
 
         Raises:
-            KeyNotFoundError: no such stream. ItemIndexError: the chunk is not in the window.
-            StopAsyncIteration: the stream has ended.
+            KeyNotFoundError: no such stream. ItemIndexError: the chunk left the window, or the stream ended before it.
         """
         return await self.store.streams.aget_stream_chunk(stream_id, chunk_index)
 
-    async def get_stream_chunks(self, stream_id: str) -> AsyncIterator[Any]:
+    def get_stream_chunks(self, stream_id: str) -> AsyncIterator[DataChunk]:
         """``async for chunk in loader.get_stream_chunks(name)``: what is left of the stream."""
-        async for chunk in self.store.streams.get_stream_chunks(stream_id):
-            yield chunk
+        return self.store.streams.aget_stream_chunks(stream_id)
 
-    async def close_stream(self, stream_id: str) -> None:
-        """End a stream; its source is closed. Harmless twice."""
-        await self.store.streams.aclose_stream(stream_id)
+    async def close_stream(self, stream_id: str) -> bool:
+        """End a stream; its source is closed. Whether there was one."""
+        return await self.store.streams.aclose_stream(stream_id)
 
     def get_stream_info(self, stream_id: str) -> dict[str, Any]:
-        """What a stream has produced, given out, and holds."""
-        return dict(self.store.streams.get_stream_info(stream_id))
+        """What a stream has produced, given out, and holds; with the document's keys too."""
+        info = self.store.streams.get_stream_info(stream_id)
+        return {
+            **asdict(info),
+            "stream_id": info.name,
+            "created_at": info.created,
+            "total_chunks": info.produced if info.done else None,
+            "consumed_chunks": info.consumed,
+        }
 
 
 class PaginatedDataLoader(_OverStore):

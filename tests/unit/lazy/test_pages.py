@@ -30,7 +30,7 @@ from lazystore.errors import (
     UnsupportedError,
 )
 from lazystore.lazy.cursor import CursorSigner
-from lazystore.lazy.keyset import Seek, keyset
+from lazystore.lazy.keysets import Seek, keyset
 from lazystore.lazy.page import Page
 from lazystore.lazy.pages import Pager
 from lazystore.lazy.sorted_lines import SortedLines
@@ -69,6 +69,10 @@ class Numbers:
     def __call__(self, offset: int, limit: int, **filters: Any) -> list[int]:
         self.calls.append((offset, limit))
         return list(range(offset, min(offset + limit, self.count)))
+
+
+class Broken(Exception):
+    """What a loader raises."""
 
 
 def shape(page: Page[Any]) -> tuple[Any, ...]:
@@ -490,10 +494,6 @@ def test_many_pages_are_loaded_at_once_in_a_loop_but_not_too_many(tiers: Tiers) 
     assert [page[0] for page in pages] == [0, 2, 4, 6, 8, 10] and most == [3]
 
 
-class Broken(Exception):
-    """What a loader raises."""
-
-
 def test_the_first_error_is_raised_and_the_rest_not_begun(tiers: Tiers) -> None:
     calls: list[int] = []
 
@@ -554,6 +554,45 @@ def test_pages_here_and_there_are_not_read_ahead(tiers: Tiers) -> None:
     calm = Pager(Source.from_range(Numbers(100)), tiers, size=10, prefetch=False)
     assert len([calm.page(n) for n in range(1, 11)]) == 10
     assert tiers.workers.threads == 0
+
+
+def test_a_function_that_works_in_its_own_thread_only_is_asked_there_and_reading_ahead_ends(tiers: Tiers) -> None:
+    base = sqlite3.connect(":memory:")
+    base.execute("CREATE TABLE t (n INTEGER)")
+    base.executemany("INSERT INTO t VALUES (?)", [(n,) for n in range(100)])
+    threads: list[str] = []
+
+    def rows(offset: int, limit: int) -> list[Any]:
+        threads.append(threading.current_thread().name)
+        return [n for (n,) in base.execute("SELECT n FROM t ORDER BY n LIMIT ? OFFSET ?", (limit, offset))]
+
+    pager = Pager(Source.from_range(rows), tiers, size=5)
+    met = []
+    for page in pager.pages():
+        met += page
+        assert _until(lambda: not tiers.workers.queued and not tiers.workers.running)
+    base.close()
+    assert met == list(range(100))
+    elsewhere = [name for name in threads if name != threading.current_thread().name]
+    assert len(elsewhere) == 3, "three were read ahead for nothing"
+
+
+def test_an_error_of_reading_ahead_is_not_the_one_of_who_asks(tiers: Tiers) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def rows(offset: int, limit: int) -> list[int]:
+        if threading.current_thread() is not me:
+            begun.set()
+            assert go.wait(PATIENCE)
+            raise Broken("read ahead")
+        return list(range(offset, offset + limit))
+
+    me = threading.current_thread()
+    pager = Pager(Source.from_range(rows), tiers, size=5)
+    pager.page(1), pager.page(2)
+    assert begun.wait(PATIENCE)
+    threading.Timer(0.05, go.set).start()
+    assert list(pager.page(3)) == [10, 11, 12, 13, 14], "it waited for the one under way, then read itself"
 
 
 # -- totals ---------------------------------------------------------------------------------

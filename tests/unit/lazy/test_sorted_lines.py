@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lazystore.errors import ConfigError, FormatError
 from lazystore.lazy import sorted_lines
-from lazystore.lazy.keyset import keyset
+from lazystore.lazy.keysets import keyset
 from lazystore.lazy.sorted_lines import SortedLines
 from lazystore.lazy.source import Source
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lazystore.errors import ConfigError, LoadError
-from lazystore.lazy.keyset import Keyset, Seek, keyset
+from lazystore.lazy.keysets import Keyset, Seek, keyset
 
 ORDERS = [
     ["id"],

@@ -1,5 +1,5 @@
-# What the cache map is made of, inline: comparing keys, a queue of entries in an array, ghosts
-# (what is remembered of entries that left), and pairs on their way out of the map.
+# What the cache table is made of, inline: comparing keys, a queue of entries in an array, ghosts
+# (what is remembered of entries that left), pairs on their way out; and the table's own face.
 
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
@@ -42,6 +42,11 @@ cdef extern from *:
 
 cdef enum:
     NOWHERE = -1
+    FIRST = 48         # entries of the first array
+    MAIN = 0           # the queues
+    SMALL = 1
+    FREE = 2           # no queue: free entries are chained by ``next`` alone
+    PERIODS = 16       # ghosts older than so many periods are forgotten
     #: Pairs that leave without a call of malloc.
     FEW = 8
     #: Ghosts are looked for in one line of the processor's cache.
@@ -205,3 +210,48 @@ cdef inline void pairs_drop(Pairs* pairs) noexcept:
     for i in range(2 * pairs.count):
         Py_XDECREF(items[i])
     PyMem_RawFree(pairs.items)
+
+# -- the table ----------------------------------------------------------------------------------
+
+cdef class CacheTable:
+    cdef Entry* entries
+    cdef Times* times            # beside entries, once one of them expires
+    cdef Slot* table             # open addressing; a power of two, at least 5/4 of capacity
+    cdef Ghost* ghosts
+    cdef Queue queues[2]
+    cdef int32_t free            # first of the free entries
+    cdef int32_t capacity
+    cdef int32_t used            # entries of the array that were ever in use
+    cdef int32_t hand            # where expire() goes on
+    cdef int32_t shift           # 32 - log2(slots)
+    cdef uint32_t mask           # slots - 1, of the table and of the ghosts
+    cdef uint16_t period         # of ghosts: a sixteenth of the entries left in each
+    cdef int64_t departures      # in this period
+    cdef int64_t small_limit     # weight of the probation queue beyond which it is evicted from
+    cdef int64_t main_hits       # weight of hits in the main queue since the limit was last looked at
+    cdef bint lru
+    cdef int64_t expiring        # entries that expire
+    cdef uint64_t version        # of the table: a lookup that let others run compares it
+    cdef object clock
+    cdef readonly int64_t max_weight
+    cdef readonly int64_t hits
+    cdef readonly int64_t misses
+    cdef readonly int64_t evictions
+    cdef readonly int64_t expirations
+
+    cdef void forget(self) noexcept
+    cdef void wipe(self) noexcept
+    cdef int32_t find(self, key, uint32_t tag) except -2
+    cdef int ask(self, known, key) except -1
+    cdef void table_insert(self, int32_t i) noexcept nogil
+    cdef void table_remove(self, int32_t i) noexcept nogil
+    cdef int set_capacity(self, int32_t capacity) except -1
+    cdef int set_slots(self, int64_t slots) except -1
+    cdef int shrink(self) except -1
+    cdef int32_t entry_alloc(self) noexcept nogil
+    cdef void take(self, int32_t i, Pairs* out) noexcept nogil
+    cdef void touch(self, int32_t i) noexcept nogil
+    cdef uint8_t place(self, uint32_t tag, int64_t weight) noexcept nogil
+    cdef void second_chance(self, int32_t i) noexcept nogil
+    cdef int32_t victim(self, int64_t coming) noexcept nogil
+    cdef bint make_room(self, int64_t weight, uint8_t queue, Pairs* out) noexcept nogil

@@ -1,0 +1,19 @@
+from typing import Any
+
+from typing_extensions import disjoint_base
+
+__test__: dict[str, Any]
+
+@disjoint_base
+class CacheTable:
+    @property
+    def max_weight(self) -> int: ...
+    @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+    @property
+    def evictions(self) -> int: ...
+    @property
+    def expirations(self) -> int: ...
+    def __new__(cls) -> CacheTable: ...
