@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from lazystore.formats.registry import register_format
     from lazystore.formats.writer import DatasetWriter
     from lazystore.lazy.decorators import chunked_load, lazy_load, paginated, streaming_load
-    from lazystore.lazy.keyset import keyset
+    from lazystore.lazy.keysets import keyset
     from lazystore.lazy.page import Page
     from lazystore.lazy.source import Source
     from lazystore.lazy.store import LazyStore
@@ -121,7 +121,7 @@ _HOMES = {
     "lazy.source": ("Source",),
     "lazy.store": ("LazyStore",),
     "lazy.strategy": ("DataSize", "LoadingStrategy"),
-    "lazy.keyset": ("keyset",),
+    "lazy.keysets": ("keyset",),
     "parallel.async_mapper": ("aimap",),
     "parallel.failures": ("Failure",),
     "parallel.mapper": ("imap", "imap_unordered"),

@@ -4,8 +4,8 @@ The policy is S3-FIFO (Yang et al., SOSP 2023): new keys on probation in a small
 the main one, ghosts of keys that left the first. Three things are added, each for traces on which it would be no
 better than LRU, or worse:
 
-- A ghost that returns replaces the next victim of the main queue only if that was not asked for in a longer time
-  than the ghost was (as in LIRS, Jiang & Zhang 2002). So a loop larger than the map keeps a part of it.
+- A ghost that returns replaces the next victim of the main queue only if that was not asked for in three times as
+  long as the ghost was (LIRS, Jiang & Zhang 2002, asks for once). So a loop larger than the map keeps a part of it.
 - Until the map is full, new keys go into the main queue, for the same reason.
 - Ghosts that return so soon that recency alone would have kept them widen the probation queue from its tenth, and
   hits of the main queue narrow it again (as in ARC, Megiddo & Modha 2003).
@@ -16,10 +16,12 @@ Only C functions here; ``cache_map`` gives them their Python face, and the clock
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
 from cpython.object cimport Py_EQ, PyObject, PyObject_RichCompareBool
 from cpython.ref cimport Py_XDECREF
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef int32_t MOST_ENTRIES = 0x40000000
+#: Epochs in random order keep more of their items the higher it is, and shifts of popularity are followed later.
+cdef uint64_t STRICTNESS = 3
 
 
 cdef class CacheTable:
@@ -257,7 +259,7 @@ cdef class CacheTable:
         cdef uint32_t now = <uint32_t>(self.hits + self.misses), absent
         cdef bint main_full
         cdef Ghost* ghost
-        cdef int32_t i
+        cdef int32_t tail, _
         if self.lru:
             return MAIN
         self.small_limit = max(self.small_limit - self.main_hits // 4, self.max_weight // 10)
@@ -272,10 +274,11 @@ cdef class CacheTable:
             self.small_limit = min(self.small_limit + weight, self.max_weight - self.max_weight // 10)
         if not main_full or not main.count:
             return MAIN
-        i = main.tail
-        if not self.entries[i].freq:
-            return MAIN if now - self.entries[i].seen > absent else SMALL
-        self.second_chance(i)
+        for _ in range(2):
+            tail = main.tail
+            if not self.entries[tail].freq:
+                return MAIN if now - self.entries[tail].seen > STRICTNESS * <uint64_t>absent else SMALL
+            self.second_chance(tail)
         return SMALL
 
     cdef void second_chance(self, int32_t i) noexcept nogil:

@@ -2,6 +2,7 @@ from typing import Any
 
 from typing_extensions import Buffer
 
+__pyx_capi__: dict[str, Any]
 __test__: dict[str, Any]
 IMPLEMENTATION: str
 

@@ -11,6 +11,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from time import time
+
 from lazystore._core.segment_file cimport (
     BROKEN,
     FOREIGN,
@@ -22,10 +24,13 @@ from lazystore._core.segment_file cimport (
     Vector,
     Verdict,
     is_live,
+    listed,
     padded,
+    set_live,
 )
 
 cdef enum:
+    SEGMENT_HEAD = 32
     INLINE = 464                # key bytes that are read onto the stack
     BLOCK = 1 << 18             # bytes read at a time in a scan
     SKIM = 4096                 # the same where the records before were large
@@ -156,11 +161,11 @@ cdef class RecordLog:
 
     # --- one key ---
 
-    def get(self, bytes key not None, double now):
+    def get(self, bytes key not None, double now=-1):
         """The record of ``key`` as a :class:`Stored`; None when there is none, or it is expired or damaged.
 
         Parameters:
-            now: wall-clock seconds.
+            now: wall-clock seconds; negative: the system's.
         """
         cdef uint64_t hashed = <uint64_t>hash(key)
         cdef int64_t i = self.find(hashed)
@@ -173,7 +178,7 @@ cdef class RecordLog:
         cdef Verdict verdict = FOREIGN
         self.entries[i].visited = 1
         payload = self.load(entry, segment, key, &head, &verdict)
-        if verdict == GOOD and (head.expires == 0 or head.expires > now):
+        if verdict == GOOD and (head.expires == 0 or head.expires > (now if now >= 0 else time())):
             self.hits += 1
             return stored(head, payload)
         self.misses += 1
@@ -273,9 +278,10 @@ cdef class RecordLog:
                 length += <uint64_t>views[n - 1].len
             if PyBytes_GET_SIZE(key) > MAX_KEY or not 0 <= kind <= 0xFFFF or length > 0xFFFFFFF0:
                 raise OverflowError("a record's key, kind or payload is too large")
-            if segment.size + padded(length) > segment.capacity:
+            if not segment.fits(length, <uint32_t>PyBytes_GET_SIZE(key)):
                 return False
             self.make_room()
+            set_live(&head)
             head.key_bytes = <uint32_t>PyBytes_GET_SIZE(key)
             head.payload_bytes = <uint32_t>(length - sizeof(Head) - head.key_bytes)
             head.kind = <uint16_t>kind
@@ -397,9 +403,14 @@ cdef class RecordLog:
         """Index the records that were appended since the last scan; how many.
 
         It ends at the first bytes that are no whole record: the end, one that is just being written, the torn last
-        one of a process that died, or damage (then what follows is lost). Reads no more than 256 KiB at a time,
+        one of a process that died, or damage (then what follows is lost). Reads the list of the records where there
+        is one (records deleted since are in it, and in the index until they are asked for), else 256 KiB at a time,
         and no payloads longer than that.
         """
+        if segment.size == SEGMENT_HEAD:
+            contents = segment.read_contents()
+            if contents is not None:
+                return self.take_list(segment, contents)
         cdef uint64_t at = segment.size, total
         cdef uint64_t end = segment.file_size()
         cdef Py_ssize_t have = 0, begin = 0, want = BLOCK
@@ -442,6 +453,24 @@ cdef class RecordLog:
         finally:
             free(block)
         return found
+
+    cdef int64_t take_list(self, SegmentFile segment, bytes contents) except -1:
+        """Index the records of a list, which is whole: its checksum was right."""
+        cdef const uint8_t* p = <const uint8_t*>PyBytes_AS_STRING(contents)
+        cdef const uint8_t* end = p + PyBytes_GET_SIZE(contents)
+        cdef uint64_t at
+        cdef int64_t count = 0
+        cdef Head head
+        while <size_t>(end - p) >= 8 + sizeof(Head):
+            memcpy(&at, p, 8)
+            memcpy(&head, p + 8, sizeof(Head))
+            if head.key_bytes > MAX_KEY or listed(&head) > <uint64_t>(end - p):
+                break
+            self.newest = max(self.newest, head.stamp)
+            self.found(segment, at, head, PyBytes_FromStringAndSize(<char*>p + 8 + sizeof(Head), head.key_bytes))
+            p += listed(&head)
+            count += 1
+        return count
 
     cdef int found(self, SegmentFile segment, uint64_t at, Head head, bytes key) except -1:
         """A record that a scan came by: the newer of two of one key stays, the other is killed."""

@@ -36,6 +36,9 @@ cdef class SegmentFile:
     cdef readonly int64_t records       # how many these are
     cdef uint32_t salt
     cdef uint32_t slot                  # in the index, from 1
+    cdef uint8_t* contents              # places, heads and keys of the records, while it is written by this object
+    cdef size_t contents_bytes, contents_room
+    cdef bint collecting
 
     cdef Verdict read_key(self, uint64_t offset, uint32_t length, Head* head, uint8_t* key) noexcept nogil
     cdef Verdict read_record(
@@ -45,8 +48,13 @@ cdef class SegmentFile:
     cdef Verdict kill(self, uint64_t offset, uint32_t length, const uint8_t* key, uint32_t key_bytes) except *
     cdef Py_ssize_t read_block(self, uint8_t* block, Py_ssize_t want, uint64_t offset) noexcept
     cdef int append(self, Head* head, Vector* vectors, int parts, uint64_t length) except -1
+    cdef int collect(self, const Head* head, const uint8_t* key) except -1
+    cdef bint fits(self, uint64_t length, uint32_t key_bytes) noexcept
+    cdef bytes read_contents(self)
     cdef bint whole_head(self, const Head* head, const uint8_t* key) noexcept nogil
     cdef bint gone(self) noexcept
 
 cdef bint is_live(const Head* head) noexcept nogil
+cdef void set_live(Head* head) noexcept nogil
 cdef uint64_t padded(uint64_t length) noexcept nogil
+cdef uint64_t listed(const Head* head) noexcept nogil

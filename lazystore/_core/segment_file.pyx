@@ -7,15 +7,18 @@ A segment is 32 bytes of head (``magic[8] | u64 capacity | u64 number | u32 salt
 
 in the machine's byte order, written by one ``pwritev``. The salt keeps what an old file left in blocks of the disk
 from passing for a record. Records never move; a deleted or replaced one gets another mark in its place, so that it
-stays deleted whoever opens the folder later. Stamps tell which of two records of one key is the newer. Which record is
-where is for ``record_log``.
+stays deleted whoever opens the folder later. Stamps tell which of two records of one key is the newer.
+
+A segment that is full may end in a list of its records, so that opening it need not read all of it: a record with a
+mark of its own, without a key, whose payload is ``u64 offset | head | key | zeros to 8 bytes`` for each, and at last
+``u64 offset of this record | magic[8]``. Which record of a key counts is for ``record_log``.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset
 
 import os
 
@@ -75,10 +78,15 @@ cdef extern from *:
 
 cdef enum:
     SEGMENT_HEAD = 32
+    LIST_TAIL = 16
+    WORTH_LISTING = 1 << 18     # shorter segments are read in one go
+    LIST_SHARE = 8              # of a segment: where records are short, the list is not worth its room
 
 cdef uint32_t LIVE = 0x31525A4C  # "LZR1"
 cdef uint32_t DEAD = 0x78525A4C  # "LZRx"
+cdef uint32_t LIST = 0x69525A4C  # "LZRi"
 cdef bytes MAGIC = b"LZSEG\x01\r\n"
+cdef bytes LIST_MAGIC = b"LZLIST\r\n"
 
 SEGMENT_OVERHEAD = SEGMENT_HEAD
 RECORD_OVERHEAD = sizeof(Head)
@@ -90,9 +98,19 @@ cdef uint64_t padded(uint64_t length) noexcept nogil:
     return (length + 7) & ~<uint64_t>7
 
 
+cdef uint64_t listed(const Head* head) noexcept nogil:
+    """Bytes that a record takes in the list."""
+    return padded(8 + sizeof(Head) + head.key_bytes)
+
+
 cdef bint is_live(const Head* head) noexcept nogil:
-    """Whether the record is neither deleted nor replaced."""
+    """Whether the record is neither deleted nor replaced, and no list."""
     return head.mark == LIVE
+
+
+cdef void set_live(Head* head) noexcept nogil:
+    """The mark of a new record."""
+    head.mark = LIVE
 
 
 cdef uint32_t head_crc(uint32_t salt, const Head* head, const uint8_t* key) noexcept nogil:
@@ -131,6 +149,7 @@ cdef class SegmentFile:
             memcpy(head + 24, PyBytes_AS_STRING(salt), 4)
             crc = crc32c_update(0, head, 28)
             memcpy(head + 28, &crc, 4)
+            self.collecting = True
         with nogil:
             got = lz_transfer(fd, &vector, 1, 0, capacity != 0)
         if got < 0:
@@ -221,6 +240,8 @@ cdef class SegmentFile:
     cdef int append(self, Head* head, Vector* vectors, int parts, uint64_t length) except -1:
         """Write a record behind the last: ``vectors`` are one for the head, the key, the parts, one for padding.
 
+        The head's mark is set by the caller.
+
         Raises:
             OSError: it could not be written; the file is as it was.
         """
@@ -234,7 +255,6 @@ cdef class SegmentFile:
         with nogil:
             for i in range(parts):
                 crc = crc32c_update(crc, <const uint8_t*>vectors[2 + i].base, vectors[2 + i].nbytes)
-            head.mark = LIVE
             head.payload_crc = crc
             head.crc = head_crc(self.salt, head, <const uint8_t*>vectors[1].base)
             if lz_transfer(self.fd, vectors, parts + 3, <long long>self.size, 1) < 0:
@@ -242,8 +262,104 @@ cdef class SegmentFile:
                 ftruncate(self.fd, <long long>self.size)
         if problem:
             raise OSError(problem, os.strerror(problem), self.name)
+        if self.collecting and head.mark == LIVE:
+            self.collect(head, <const uint8_t*>vectors[1].base)
         self.size += padded(length)
         return 0
+
+    cdef bint fits(self, uint64_t length, uint32_t key_bytes) noexcept:
+        """Whether a record and the list of all fit; the first record does without a list if it must."""
+        cdef uint64_t tail = sizeof(Head) + self.contents_bytes + padded(8 + sizeof(Head) + key_bytes) + LIST_TAIL
+        if self.size + padded(length) + (tail if self.collecting else 0) <= self.capacity:
+            return True
+        if self.size > SEGMENT_HEAD or self.size + padded(length) > self.capacity:
+            return False
+        self.collecting = False
+        return True
+
+    cdef int collect(self, const Head* head, const uint8_t* key) except -1:
+        """A record into the list."""
+        cdef uint64_t one = listed(head)
+        cdef uint8_t* grown
+        cdef uint8_t* at
+        if self.size > WORTH_LISTING and (self.contents_bytes + one) * LIST_SHARE > self.size:
+            self.collecting = False
+            free(self.contents)
+            self.contents = NULL
+            self.contents_bytes = self.contents_room = 0
+            return 0
+        if self.contents_bytes + one > self.contents_room:
+            grown = <uint8_t*>realloc(self.contents, 2 * self.contents_room + one)
+            if grown == NULL:
+                raise MemoryError()
+            self.contents = grown
+            self.contents_room = 2 * self.contents_room + one
+        at = self.contents + self.contents_bytes
+        memset(at, 0, one)
+        memcpy(at, &self.size, 8)
+        memcpy(at + 8, head, sizeof(Head))
+        memcpy(at + 8 + sizeof(Head), key, head.key_bytes)
+        self.contents_bytes += one
+        return 0
+
+    def seal(self):
+        """Write the list of the records, if there is one; no more records by this object. False: it could not be."""
+        cdef Head head
+        cdef Vector vectors[5]
+        cdef uint8_t tail[LIST_TAIL]
+        cdef uint64_t payload = self.contents_bytes + LIST_TAIL
+        wanted, self.collecting = self.collecting, False
+        if not wanted or self.size < WORTH_LISTING or self.size + sizeof(Head) + payload > self.capacity:
+            return False
+        memset(&head, 0, sizeof(Head))
+        head.mark = LIST
+        head.payload_bytes = <uint32_t>payload
+        memcpy(tail, &self.size, 8)
+        memcpy(tail + 8, PyBytes_AS_STRING(LIST_MAGIC), 8)
+        vectors[1].base = tail
+        vectors[1].nbytes = 0
+        vectors[2].base = self.contents
+        vectors[2].nbytes = self.contents_bytes
+        vectors[3].base = tail
+        vectors[3].nbytes = LIST_TAIL
+        try:
+            self.append(&head, vectors, 2, sizeof(Head) + payload)
+        except OSError:
+            return False  # it only makes opening faster
+        finally:
+            free(self.contents)
+            self.contents = NULL
+            self.contents_bytes = self.contents_room = 0
+        return True
+
+    cdef bytes read_contents(self):
+        """The list at the file's end, without its tail; None when there is none that is whole."""
+        cdef uint64_t end = self.file_size(), begin = 0
+        cdef uint8_t tail[LIST_TAIL]
+        cdef Head head
+        cdef bytes payload
+        cdef uint8_t* data
+        if end < SEGMENT_HEAD + sizeof(Head) + LIST_TAIL:
+            return None
+        if self.read_block(tail, LIST_TAIL, end - LIST_TAIL) < LIST_TAIL:
+            return None
+        memcpy(&begin, tail, 8)
+        if memcmp(tail + 8, PyBytes_AS_STRING(LIST_MAGIC), 8) or begin < SEGMENT_HEAD or begin % 8:
+            return None
+        if begin > end - sizeof(Head) - LIST_TAIL or end - begin > self.capacity // 2:
+            return None
+        if self.read_block(<uint8_t*>&head, sizeof(Head), begin) < <Py_ssize_t>sizeof(Head):
+            return None
+        if head.mark != LIST or head.key_bytes or head.payload_bytes != end - begin - sizeof(Head):
+            return None
+        payload = PyBytes_FromStringAndSize(NULL, head.payload_bytes)
+        data = <uint8_t*>PyBytes_AS_STRING(payload)
+        if self.read_block(data, head.payload_bytes, begin + sizeof(Head)) < <Py_ssize_t>head.payload_bytes:
+            return None
+        if not self.whole_head(&head, tail) or crc32c_update(0, data, head.payload_bytes) != head.payload_crc:
+            return None
+        self.size = end
+        return payload[: head.payload_bytes - LIST_TAIL]
 
     cdef Py_ssize_t read_block(self, uint8_t* block, Py_ssize_t want, uint64_t offset) noexcept:
         cdef Vector vector
@@ -270,6 +386,7 @@ cdef class SegmentFile:
             self.fd = -1
 
     def __dealloc__(self):
+        free(self.contents)
         if self.fd >= 0:
             close(self.fd)
 

@@ -7,10 +7,12 @@ caller carries (``u32 n`` and n bytes of its own). Little-endian. Subclasses are
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.unicode cimport PyUnicode_AsEncodedString, PyUnicode_Decode
-from libc.stdint cimport int64_t, uint8_t
+from cpython.dict cimport PyDict_Next, PyDict_SetItem
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_AsEncodedString, PyUnicode_DecodeUTF8
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from lazystore.errors import FormatError
 
@@ -21,9 +23,10 @@ cdef extern from "Python.h":
 
 cdef enum:
     MAX_DEPTH = 100         # containers inside each other
+    KEYS = 64               # of dicts, remembered while a value is read
 
 
-cdef class Writer:
+cdef class _Writer:
     """Bytes that grow."""
 
     cdef uint8_t* data
@@ -85,6 +88,7 @@ cdef class Writer:
 
     cdef int put(self, object value, int depth) except -1:
         cdef double real
+        cdef Py_ssize_t n, i
         cdef object kind = type(value)
         if kind is str:
             return self.text(value)
@@ -104,16 +108,35 @@ cdef class Writer:
         if depth >= MAX_DEPTH:
             raise TypeError(f"containers more than {MAX_DEPTH} deep, or one inside itself")
         if kind is dict:
-            pairs = list(value.items())
-            self.head(b"d", len(pairs))
-            for key, item in pairs:
-                self.put(key, depth + 1)
+            return self.mapping(<dict>value, depth)
+        if kind is tuple:
+            self.head(b"t", len(<tuple>value))
+            for item in <tuple>value:
                 self.put(item, depth + 1)
             return 0
-        items = tuple(value)
-        self.head(b"l" if kind is list else b"t", len(items))
-        for item in items:
+        n = len(<list>value)
+        self.head(b"l", n)
+        for i in range(n):
+            if i >= len(<list>value):
+                break
+            item = (<list>value)[i]
             self.put(item, depth + 1)
+        if len(<list>value) != n:  # ``other`` runs anything
+            raise TypeError("it holds a list that changed meanwhile")
+        return 0
+
+    cdef int mapping(self, dict value, int depth) except -1:
+        cdef Py_ssize_t at = 0, n = len(value), left = n
+        cdef PyObject *key = NULL
+        cdef PyObject *item = NULL
+        self.head(b"d", n)
+        while PyDict_Next(value, &at, &key, &item) and left:
+            left -= 1
+            held_key, held = <object>key, <object>item
+            self.put(held_key, depth + 1)
+            self.put(held, depth + 1)
+        if left or len(value) != n:
+            raise TypeError("it holds a dict that changed meanwhile")
         return 0
 
 
@@ -126,15 +149,16 @@ def encode(value, other):
     Raises:
         TypeError: containers are nested too deeply, or in a circle.
     """
-    cdef Writer writer = Writer.__new__(Writer)
+    cdef _Writer writer = _Writer.__new__(_Writer)
     writer.other = other
     writer.put(value, 0)
     return PyBytes_FromStringAndSize(<char*>writer.data, <Py_ssize_t>writer.used)
 
 
-cdef class Reader:
+cdef class _Reader:
     cdef bytes data
     cdef object other
+    cdef list keys
     cdef const uint8_t* at
     cdef const uint8_t* end
 
@@ -156,6 +180,28 @@ cdef class Reader:
         cdef Py_ssize_t n = self.count()
         return PyBytes_FromStringAndSize(<const char*>self.take(<size_t>n), n)
 
+    cdef object key(self, int depth):
+        """A key of a dict: rows have the same ones again and again, and share them."""
+        cdef const uint8_t* p = self.at
+        cdef Py_ssize_t n, length = 0
+        cdef const char* old
+        cdef uint32_t slot
+        if self.end - p < 6 or p[0] != b"s" or p[1] > 32 or p[2] or p[3] or p[4] or self.end - p < 5 + p[1]:
+            return self.get(depth)
+        n = p[1]
+        p += 5
+        slot = <uint32_t>(n * 31 + p[0] * 7 + p[n - 1]) & (KEYS - 1) if n else 0
+        known = self.keys[slot]
+        if known is not None:
+            old = PyUnicode_AsUTF8AndSize(known, &length)
+            if length == n and not memcmp(old, p, <size_t>n):
+                self.at = p + n
+                return known
+        made = self.get(depth)
+        if PyUnicode_IS_ASCII(made):
+            self.keys[slot] = made
+        return made
+
     cdef object get(self, int depth):
         cdef int64_t small
         cdef double real
@@ -163,7 +209,7 @@ cdef class Reader:
         cdef uint8_t tag = self.take(1)[0]
         if tag == b"s":
             n = self.count()
-            return PyUnicode_Decode(<const char*>self.take(<size_t>n), n, "utf-8", "surrogatepass")
+            return PyUnicode_DecodeUTF8(<const char*>self.take(<size_t>n), n, "surrogatepass")
         if tag == b"i":
             memcpy(&small, self.take(8), 8)
             return small
@@ -188,8 +234,8 @@ cdef class Reader:
             n = self.count()
             found = {}
             for _ in range(n):
-                key = self.get(depth + 1)
-                found[key] = self.get(depth + 1)
+                key = self.key(depth + 1)
+                PyDict_SetItem(found, key, self.get(depth + 1))
             return found
         if tag != b"l" and tag != b"t":
             raise FormatError(f"a stored value has the unknown tag {tag}; it is damaged, or of a later version")
@@ -209,9 +255,10 @@ def decode(bytes data not None, other):
     Raises:
         FormatError: they are not such bytes.
     """
-    cdef Reader reader = Reader.__new__(Reader)
+    cdef _Reader reader = _Reader.__new__(_Reader)
     reader.data = data
     reader.other = other
+    reader.keys = [None] * KEYS
     reader.at = <const uint8_t*>PyBytes_AS_STRING(data)
     reader.end = reader.at + PyBytes_GET_SIZE(data)
     try:

@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 from lazystore.cache.single_flight import deadline_left, running_loop
@@ -74,7 +74,12 @@ class Bridge:
         """Await it on the own loop; an interrupted wait cancels it."""
         import asyncio
 
-        future = asyncio.run_coroutine_threadsafe(_awaited(awaitable), self.loop)
+        try:
+            loop = self.loop
+        except ClosedError:
+            close_unawaited(awaitable)
+            raise
+        future = asyncio.run_coroutine_threadsafe(_awaited(awaitable), loop)
         try:
             with self.blocked():
                 return future.result()
@@ -170,7 +175,8 @@ class _Own:
 
         with self._lock:
             if self._thread is None:
-                self._thread = LoopThread("lazystore-bridge")
+                # in no load's context: its own handles would keep that for ever
+                self._thread = Context().run(LoopThread, "lazystore-bridge")
             return self._thread
 
     def halt(self) -> None:
@@ -219,7 +225,7 @@ def is_async(func: Callable[..., Any]) -> bool:
     whose ``__call__`` is one. Others may still return an awaitable. Cost: half a microsecond."""
     while isinstance(func, functools.partial):
         func = func.func
-    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(type(func), "__call__", None))  # noqa: B004
 
 
 def is_awaitable(value: Any) -> bool:

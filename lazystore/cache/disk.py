@@ -13,13 +13,14 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
 from lazystore._core.record_log import RecordLog, Stored
 from lazystore._core.segment_file import MAX_KEY_BYTES, RECORD_OVERHEAD, SEGMENT_OVERHEAD, SegmentFile
 from lazystore.cache.disk_folder import DiskFolder, hold, release
-from lazystore.cache.packing import Codec, is_pickle, saved_bytes, unpack
+from lazystore.cache.packing import BYTES, Codec, is_pickle, saved_bytes, unpack
 from lazystore.cache.packing import pack as pack_value
 from lazystore.config import parse_bytes
 from lazystore.errors import ClosedError, ConfigError, DiskTierError
@@ -77,8 +78,10 @@ class DiskTier:
         DiskTierError: the folder cannot be used; the message names the remedy.
         MissingExtraError: ``codec="zstd"`` without a zstd package.
 
-    Cost: opening reads the head of every record (see :meth:`counters`, ``open_s``); the index then takes 32 to 48
-    bytes a record. ``get`` and ``put`` are one system call each.
+    Cost: opening reads a list of the records in each full segment, and all of those that have none (not full, or
+    full of short values): see ``open_s`` in :meth:`counters`. The index takes 32 to 48 bytes of memory a record.
+    ``get`` and ``put`` are one system call each; a put now and then drops a segment and begins one, and moves what
+    was read in the one that goes next (at most half a segment).
 
     Errors of the disk never reach the caller: reading, they are misses; writing, they turn the tier off for a
     minute (:meth:`health`). Threads: any may call. Processes: what another one stored or deleted is seen 0.1 s later
@@ -162,13 +165,15 @@ class DiskTier:
 
         Never raises for what is on the disk: a damaged, expired or unreadable record is a miss.
         """
-        log = self._log or self._opened()
-        if time.monotonic() >= self._next_look:
+        log = self._log
+        if log is None:
+            log = self._opened()
+        if monotonic() >= self._next_look:
             self._look_around(log)
-        found = log.get(key, time.time() if now is None else now)
+        found = log.get(key) if now is None else log.get(key, now)
         if found is None:
             return default
-        if is_pickle(found.kind) and not self.allow_pickle:
+        if not self.allow_pickle and is_pickle(found.kind):
             self._counts["pickles_refused"] += 1
             return default
         return found
@@ -183,7 +188,9 @@ class DiskTier:
 
         Never raises for the disk's sake: what cannot be stored is counted, see :meth:`counters` and :meth:`health`.
         """
-        log = self._log or self._opened()
+        log = self._log
+        if log is None:
+            log = self._opened()
         if self._off_until and time.monotonic() < self._off_until:
             self._counts["declined_off"] += 1
             return False
@@ -248,7 +255,7 @@ class DiskTier:
         return self._opened().holds(key, time.time())
 
     def __len__(self) -> int:
-        """Values this process knows of; expired ones count until they are met."""
+        """Values this process knows of; expired ones, and some that were deleted before it began, count until met."""
         return len(self._opened())
 
     # --- values ---
@@ -267,6 +274,8 @@ class DiskTier:
         Raises:
             FormatError: it cannot be unpacked.
         """
+        if stored.kind == BYTES:
+            return stored.payload
         return unpack(stored.kind, stored.payload, allow_pickle=self.allow_pickle)
 
     # --- segments; all under the lock ---
@@ -312,8 +321,7 @@ class DiskTier:
             return None
         with self._folder.locked(LOCK_S) as held:
             if not held:
-                self._counts["declined_busy"] += 1
-                return None
+                raise TimeoutError(f"another process has held the folder's lock for {LOCK_S:g} s; is it stopped?")
             self._seal()
             self._look(log)
             adopted = self._adopt(log, need)
@@ -395,6 +403,8 @@ class DiskTier:
             return
         if segment.size <= SEGMENT_OVERHEAD:
             self._folder.remove(segment)
+        elif segment.capacity - segment.size < segment.capacity // 2:  # else it will be adopted
+            segment.seal()
         release(segment.fd)
 
     # --- off and on again ---
@@ -425,10 +435,10 @@ class DiskTier:
     def counters(self) -> dict[str, float]:
         """Numbers since the tier was made; sizes in bytes.
 
-        hits, misses (expired, corrupt, read_errors and pickles_refused among them), stores, evictions (records),
-        evicted_segments, rescues (records moved on), declined_size (larger than an eighth), declined_room (others reserve everything),
-        declined_busy (the folder's lock), declined_off, write_errors, compression_savings (bytes not stored thanks
-        to the codec), records, nbytes, segments, index_bytes (memory), open_s (seconds it took to open).
+        hits; misses (expired, corrupt, read_errors and pickles_refused among them); stores, declined_size (larger
+        than an eighth), declined_room (others reserve everything), declined_off, write_errors; evictions (records),
+        evicted_segments, rescues (records moved on); compression_savings (bytes not stored thanks to the codec);
+        records, nbytes, segments, index_bytes (memory), open_s (seconds it took to open).
         """
         log = self._log
         counts: dict[str, float] = dict(self._counts)
@@ -500,7 +510,6 @@ COUNTS = (
     "rescues",
     "declined_size",
     "declined_room",
-    "declined_busy",
     "declined_off",
     "write_errors",
     "read_errors",

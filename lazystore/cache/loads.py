@@ -77,11 +77,12 @@ class Loads:
             ClosedError: it was closed before.
         """
         parent = current_load()
+        given_up: Flight | None = None
         while True:
             flight = led = Flight(self.flights, key, _sooner(deadline, parent), parent)
             try:  # entered inside: an interrupt at any point gives the lead to somebody else
                 self._check_open()
-                found = self.flights.enter(flight)
+                found = self.flights.enter(flight, given_up)
                 if deadline is None and (found is flight or self._taken_over(found)):
                     led = found
                     value = self._run_here(found, call, parent)
@@ -104,7 +105,13 @@ class Loads:
                 try:
                     return found.result()
                 finally:
-                    del flight, led, found  # an error's traceback must not keep the flight, which keeps the error
+                    del (
+                        flight,
+                        led,
+                        found,
+                        given_up,
+                    )  # an error's traceback must not keep the flight, which keeps the error
+            given_up = found
 
     async def aload(self, key: Hashable, call: Callable[[], Any], *, deadline: Deadline | None = None) -> Any:
         """As :meth:`load`, for tasks: coroutine functions run as a task of this loop, others in a worker.
@@ -114,11 +121,12 @@ class Loads:
         """
         loop = running_loop()
         parent = current_load()
+        given_up: Flight | None = None
         while True:
             flight = Flight(self.flights, key, _sooner(deadline, parent), parent)
             try:
                 self._check_open()
-                found = self.flights.enter(flight)
+                found = self.flights.enter(flight, given_up)
                 if found is flight:
                     self._dispatch(flight, call, loop)
                 else:
@@ -136,7 +144,8 @@ class Loads:
                 try:
                     return found.result()
                 finally:
-                    del flight, found
+                    del flight, found, given_up
+            given_up = found
 
     def start(
         self,
@@ -219,6 +228,7 @@ class Loads:
                 flight.led_for(parent)
             if stays:
                 self.slots.give(flight)
+            del flight, parent  # the traceback of the loader's error leads here, and the flight has the error
 
     def _own_loop(self, flight: Flight, value: Any) -> asyncio.AbstractEventLoop:
         """The bridge's loop, to wait for an awaitable here."""
@@ -323,6 +333,7 @@ class Loads:
         finally:
             if stays:
                 self.slots.give(run)
+            del run, flight  # the traceback of the loader's error leads here, and the flight has the error
 
     def _dropped(self, run: _Run) -> None:
         """The workers will never run it: they were closed, unless it is taken out right here."""
@@ -480,6 +491,7 @@ class _Run:
 
 def _called(flight: Flight, call: Callable[[], Any]) -> Any:
     CURRENT.set(flight)
+    del flight
     return call()
 
 

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lazystore._core.noise import is_noise
 from lazystore._core.tree import decode, encode
 from lazystore.errors import ConfigError, FormatError, LazyStoreError, MissingExtraError, UnsafeDataError
 from lazystore.formats.compression import inflate_frame
@@ -103,6 +104,8 @@ def pack(value: object, codec: Codec | str = "auto", allow_pickle: bool = False)
     if size < MIN_COMPRESSED:
         return shape, buffers
     whole = memoryview(buffers[0]).cast("B") if len(buffers) == 1 else memoryview(b"".join(buffers))
+    if is_noise(whole):
+        return shape, buffers
     small = codec.compress(whole)
     if len(small) + _SIZE.size > WORTH * size:
         return shape, buffers
@@ -119,6 +122,8 @@ def unpack(kind: int, payload: bytes, *, allow_pickle: bool = False, limit: int 
         FormatError: the payload is damaged, or of a kind that this version does not know.
         UnsafeDataError: a pickle, which was not allowed.
     """
+    if kind == BYTES:
+        return payload
     shape = kind & SHAPE_BITS
     if shape == PICKLE and not allow_pickle:
         raise UnsafeDataError("a stored value is a pickle; reading it needs allow_pickle=True")

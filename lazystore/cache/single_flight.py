@@ -54,6 +54,7 @@ class Flight:
         run: what stands in a queue, or runs elsewhere, for it.
         registry: the table it is in.
         place: not empty while it may be in its registry; taken by who takes it out there.
+        successors: by None, the flight that those who waited for this one wait for after it was abandoned.
         excused: it needs no slot of its own, because who holds one waits for it.
     """
 
@@ -79,6 +80,7 @@ class Flight:
         "place",
         "registry",
         "run",
+        "successors",
     )
 
     def __init__(
@@ -101,6 +103,7 @@ class Flight:
         self.run: Any = None
         self.excused = False
         self.place = [None]
+        self.successors: dict[None, Flight] = {}
         self.registry = registry
         self._claim = threading.Lock()
         self._value: Any = None
@@ -234,15 +237,14 @@ class Flight:
         gate = threading.Lock()
         gate.acquire()
         with self._awaited(gate):
-            self._waiters[gate] = None
             try:
+                self._waiters[gate] = None
                 if not self.done:
                     left = -1.0 if deadline is None else min(deadline.left(), threading.TIMEOUT_MAX)
                     gate.acquire(timeout=left)
+                self._raise_if_late(deadline)
             finally:
                 self._leave(gate)
-        if not self.done:
-            raise self._late(deadline)
 
     async def wait_end_async(self, deadline: Deadline | None = None) -> None:
         """As :meth:`wait_end`, for tasks."""
@@ -254,16 +256,15 @@ class Flight:
         future: asyncio.Future[None] = loop.create_future()
         with self._awaited(future):
             timer = None if deadline is None else loop.call_later(deadline.left(), _set_all, (future,))
-            self._waiters[future] = loop
             try:
+                self._waiters[future] = loop
                 if not self.done:
                     await future
+                self._raise_if_late(deadline)
             finally:
                 if timer is not None:
                     timer.cancel()
                 self._leave(future)
-        if not self.done:
-            raise self._late(deadline)
 
     def result(self) -> Any:
         """The value of a flight that ended, or its error raised; waits for nothing."""
@@ -295,11 +296,12 @@ class Flight:
             if call_off is not None:
                 call_off()
 
-    def _late(self, deadline: Deadline | None) -> LoadTimeoutError:
-        given = deadline.timeout if deadline is not None else 0.0
-        return LoadTimeoutError(
-            f"loading {self.key!r} took longer than {given:g} s: give it a longer timeout, or a fallback"
-        )
+    def _raise_if_late(self, deadline: Deadline | None) -> None:
+        """Nothing but the end or the deadline wakes. Before leaving, which may end the flight."""
+        if not self.done and deadline is not None:
+            raise LoadTimeoutError(
+                f"loading {self.key!r} took longer than {deadline.timeout:g} s: give it a longer timeout, or a fallback"
+            )
 
     # -- who waits for whom -----------------------------------------------------------------
 
@@ -380,12 +382,22 @@ class SingleFlight:
         found = self.enter(flight)
         return found, found is flight
 
-    def enter(self, flight: Flight) -> Flight:
+    def enter(self, flight: Flight, after: Flight | None = None) -> Flight:
         """The flight under way for the same key; if there is none, this one is from now on.
 
         For leaders that can be interrupted at any point: made first, entered inside their ``try``.
+
+        Args:
+            after: the abandoned flight the caller waited for. All who did get the same one next, even if it ends
+                before the last of them comes here.
         """
         found = self._flights.setdefault(flight.key, flight)
+        if after is not None:
+            chosen = after.successors.setdefault(None, found)
+            if chosen is not found:
+                if found is flight:
+                    flight.abandon()
+                return chosen
         if found is flight:
             with self._counting:
                 self.leads += 1

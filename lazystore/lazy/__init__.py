@@ -33,7 +33,7 @@ _HOMES = {
     "documents.metrics": ("get_metrics", "get_stats"),
     "file": ("LazyFile",),
     "handle": ("Handle",),
-    "keyset": ("Keyset", "keyset"),
+    "keysets": ("Keyset", "keyset"),
     "page": ("Page", "PageInfo"),
     "pages": ("Pages",),
     "predict": ("Markov", "NextN", "Stride"),

@@ -5,7 +5,9 @@ Which page is the next one, and how it is read, is the pager's business (``pages
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -35,6 +37,7 @@ class NextPages:
         self._in_vain = 0
         self._lock = threading.Lock()
         self.enabled = enabled
+        _live.add(self)
 
     def follows(self, key: Hashable, following: Hashable | None) -> bool:
         """Note that a page was asked for, and what comes after it; whether it came after another one itself."""
@@ -63,6 +66,11 @@ class NextPages:
             self.enabled = self.enabled and self._in_vain < PATIENCE
         return True
 
+    def after_fork(self) -> None:
+        """In a child the lock's holder does not exist, nor does what it started."""
+        self._lock = threading.Lock()
+        self._started.clear()
+
 
 def _remember(keys: dict[Hashable, None], key: Hashable) -> None:
     keys[key] = None
@@ -70,4 +78,11 @@ def _remember(keys: dict[Hashable, None], key: Hashable) -> None:
         del keys[next(iter(keys))]
 
 
+def _after_fork_in_child() -> None:
+    for pages in list(_live):
+        pages.after_fork()
+
+
 _ABSENT = object()
+_live: weakref.WeakSet[NextPages] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork_in_child)

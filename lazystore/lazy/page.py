@@ -60,7 +60,7 @@ class Page(Sequence[T], Generic[T]):
     Attributes:
         items: the items, as a tuple; the objects are the cache's own, not copies.
         page, page_size, total_items, has_next, has_previous: as in :class:`PageInfo`.
-        hit: it came from the store's cache, nothing was loaded for it.
+        hit: it came from the store's cache, nothing was loaded for it. Never of what is its own cache (a sequence).
         age: seconds between its loading and its being asked for; 0.0 of one that was just loaded.
         loaded: wall time of its loading, seconds since 1970.
         numbered: its neighbours can be asked for by number.

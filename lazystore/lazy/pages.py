@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple
 
 from lazystore.cache.bridge import is_awaitable
 from lazystore.cache.clock import Clock
-from lazystore.cache.keys import Kind, canonical
+from lazystore.cache.flight import Deadline
+from lazystore.cache.keys import Kind
 from lazystore.cache.tiers import UNSET, Tiers
 from lazystore.errors import ConfigError, LoadCancelledError
 from lazystore.lazy.addressing import Around, ByOffset, Rows, addressing_of, run
 from lazystore.lazy.cursor import BINDING_BYTES, CursorSigner, Position
+from lazystore.lazy.filters import bound, frozen
 from lazystore.lazy.keysets import Keyset
 from lazystore.lazy.next_page import NextPages
 from lazystore.lazy.page import Page
@@ -90,6 +92,7 @@ class Pager:
         signer: of cursors; None: one with a random secret.
         total: what ``page.total_items`` is, unless a call says otherwise: None, a number, ``total(**filters)`` (sync or
             async; kept ``total_ttl`` seconds), or True for sources that know their size.
+        timeout: seconds to wait for a page, whose load goes on; None: as long as it takes.
         prefetch: read the next page in the background (a worker thread) once two were asked for one after the other;
             ends by itself where that is of no use.
         clock: of ages and cursors; None: the tiers' own.
@@ -116,6 +119,7 @@ class Pager:
         total: int | bool | Callable[..., Any] | None = None,
         total_ttl: Any = UNSET,
         prefetch: bool = True,
+        timeout: float | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._source = source
@@ -128,6 +132,7 @@ class Pager:
         self._signer = signer or CursorSigner(clock=self._clock)
         self._total = total
         self._total_ttl = total_ttl
+        self._timeout = timeout
         self._ahead = NextPages(tiers, prefetch and not source.cached)
         self._unfiltered = b""
 
@@ -260,7 +265,7 @@ class Pager:
                 f"{self._source!r} takes no filters ({', '.join(filters)}): they go to a source's function"
             )
         count = self._sized(size)
-        key = (Kind.PAGE, self._source.identity, _frozen(filters), self._way.order, self._way.key(position), count)
+        key = (Kind.PAGE, self._source.identity, frozen(filters), self._way.order, self._way.key(position), count)
         return _Ask(key, position, count, filters, None, carried)
 
     def _sized(self, size: int | None) -> int:
@@ -270,8 +275,8 @@ class Pager:
         """What cursors are bound to, in 8 bytes."""
         if not filters and self._unfiltered:
             return self._unfiltered
-        parts = (self._way.mode, self._way.order, self._source.identity, _frozen(filters))
-        found = hashlib.blake2b(b"".join(map(_bound, parts)), digest_size=BINDING_BYTES).digest()
+        parts = (self._way.mode, self._way.order, self._source.identity, frozen(filters))
+        found = hashlib.blake2b(b"".join(map(bound, parts)), digest_size=BINDING_BYTES).digest()
         if not filters:
             self._unfiltered = found
         return found
@@ -289,12 +294,12 @@ class Pager:
             return (asked, *(self._tiers.bridge.call(lambda: rows) if is_awaitable(rows) else rows)), False, 0.0
         load = _Load(ask, self._read, self._clock)
         try:
-            record = self._tiers.get(ask.key, self._call_of(load), ttl=self._ttl)
+            record = self._tiers.get(ask.key, self._call_of(load), ttl=self._ttl, deadline=self._deadline())
         except Exception:
             if load.begun or not self._ahead.asked(ask.key, useful=False):
                 raise
             # what failed was read ahead, in a thread that perhaps cannot read it: this one tries itself
-            record = self._tiers.get(ask.key, self._call_of(load), ttl=self._ttl)
+            record = self._tiers.get(ask.key, self._call_of(load), ttl=self._ttl, deadline=self._deadline())
         return self._judged(asked, load, record)
 
     async def _aloaded(self, ask: _Ask) -> tuple[Any, bool, float]:
@@ -305,12 +310,15 @@ class Pager:
             return (asked, *await self._tiers.bridge.acall(self._read, ask)), False, 0.0
         load = _Load(ask, self._read, self._clock)
         try:
-            record = await self._tiers.aget(ask.key, self._call_of(load), ttl=self._ttl)
+            record = await self._tiers.aget(ask.key, self._call_of(load), ttl=self._ttl, deadline=self._deadline())
         except Exception:
             if load.begun or not self._ahead.asked(ask.key, useful=False):
                 raise
-            record = await self._tiers.aget(ask.key, self._call_of(load), ttl=self._ttl)
+            record = await self._tiers.aget(ask.key, self._call_of(load), ttl=self._ttl, deadline=self._deadline())
         return self._judged(asked, load, record)
+
+    def _deadline(self) -> Deadline | None:
+        return None if self._timeout is None else Deadline(self._timeout)
 
     def _call_of(self, load: _Load) -> Callable[[], Any]:
         return load.aload if self._way.is_async else load.load
@@ -389,7 +397,7 @@ class Pager:
         return found if found is None else int(found)
 
     def _total_key(self, filters: dict[str, Any]) -> tuple[Any, ...]:
-        return (Kind.PAGE, self._source.identity, _frozen(filters), "total")
+        return (Kind.PAGE, self._source.identity, frozen(filters), "total")
 
 
 class Pages:
@@ -480,23 +488,3 @@ def _whole(name: str, value: Any, hint: str = "") -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
         raise ConfigError(f"{name}={value!r} must be a whole number, at least 1{hint and f': {hint}'}")
     return int(value.__index__())
-
-
-def _bound(part: Hashable) -> bytes:
-    """The bytes of what other processes understand; of anything else (a lambda) its hash, which holds in this one."""
-    try:
-        return canonical(part)
-    except ConfigError:
-        return canonical(hash(part))
-
-
-def _frozen(value: Any) -> Hashable:
-    """Filters as a hashable value that does not depend on their order."""
-    if isinstance(value, dict):
-        return tuple(sorted((name, _frozen(one)) for name, one in value.items())) if value else ()
-    if isinstance(value, (list, tuple)):
-        return tuple(_frozen(one) for one in value)
-    if isinstance(value, (set, frozenset)):
-        return frozenset(_frozen(one) for one in value)
-    found: Hashable = value
-    return found

@@ -349,7 +349,7 @@ class LazyStore(Loading):
 
         return Pager(
             source, self._tiers, size=self.options.page, max_size=self.options.max_page, keyset=keyset,
-            signer=self._signer, prefetch=self.options.prefetch != 0,
+            signer=self._signer, prefetch=self.options.prefetch != 0, timeout=self.options.timeout,
         )  # fmt: skip
 
     @cached_property

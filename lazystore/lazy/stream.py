@@ -6,15 +6,13 @@ reads ahead in ``producer``; cutting in ``chunker``.
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +26,9 @@ from lazystore.errors import (
     LoadCancelledError,
     ReentrantLoadError,
 )
+from lazystore.lazy.passes import async_pieces, sync_pieces
 from lazystore.lazy.producer import TaskProducer, ThreadProducer
-from lazystore.lazy.source import Source, as_source
+from lazystore.lazy.source import as_source
 from lazystore.lazy.window import END, WAIT, Feed
 
 if TYPE_CHECKING:
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream", "StreamInfo"]
 
-#: Items of a sync source that one hop to a worker thread may take, where they are gathered in chunks anyway.
-HOP = 16
 SYNC, ASYNC = "for", "async for"
 
 
@@ -208,7 +205,7 @@ class Stream:
             steps = self._bridge.iterate(opened)
             if not hasattr(type(opened), "__iter__"):
                 self._stop = getattr(steps, "close", None)  # it waits for an event loop, which can be called off
-            pieces = _sync_pieces(steps, self._chunker)
+            pieces = sync_pieces(steps, self._chunker)
             if self._ahead:
                 self._producer = ThreadProducer(self._feed, pieces, self._weigh, self._stop, self.name)
             else:
@@ -280,7 +277,7 @@ class Stream:
                 raise ConfigError(f"{self} is read by `for`: read on in that way, or open another one")
             if self._ledger is not None:
                 self._feed.reservation = await self._ledger.areserve(self._feed.window.limit, what="streams")
-            pieces = _async_pieces(self._source, self._bridge, self._chunker)
+            pieces = async_pieces(self._source, self._bridge, self._chunker)
             self._producer = TaskProducer(self._feed, pieces, self._weigh, self._ahead, self.name)
             self._feed.begun = True
             self._face = ASYNC
@@ -436,48 +433,6 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"<Stream {self.name or self._source!r}, {self._feed.window.position} pieces read>"
-
-
-def _sync_pieces(steps: Any, chunker: DataChunker | None) -> Generator[Any, None, None]:
-    try:
-        yield from steps if chunker is None else chunker.pieces(steps)
-    finally:
-        steps.close()
-
-
-async def _async_pieces(source: Source, bridge: Bridge, chunker: DataChunker | None) -> AsyncGenerator[Any, None]:
-    opened: Any = source.open() if _opens_at_once(source) else await bridge.acall(source.open)
-    if source.instant:
-        for piece in opened if chunker is None else chunker.pieces(opened):
-            yield piece
-        return
-    steps = bridge.aiterate(opened, batch=1 if chunker is None else HOP)
-    try:
-        if chunker is None:
-            async for piece in steps:
-                yield piece
-        else:
-            pieces = chunker.apieces(steps)
-            try:
-                async for piece in pieces:
-                    yield piece
-            finally:
-                await pieces.aclose()
-    finally:
-        await steps.aclose()  # type: ignore[attr-defined]
-
-
-def _opens_at_once(source: Source) -> bool:
-    """Whether opening runs none of the user's code that could block, so that an event loop may do it."""
-    function: Any = source._open
-    while isinstance(function, partial):
-        function = function.func
-    kinds = (inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.iscoroutinefunction)
-    return source.instant or source.cached or any(kind(function) for kind in kinds) or _is_iterable(source)
-
-
-def _is_iterable(source: Source) -> bool:
-    return isinstance(source.identity, tuple) and source.identity[:1] == ("iterable",)
 
 
 def _forgotten(feed: Feed, name: str) -> None:

@@ -181,12 +181,13 @@ class CacheMapModel:
             self.small_limit = min(self.small_limit + weight, self.max_weight - self.max_weight // 10)
         if not main_full or not self.main:
             return self.main
-        tail, held = next(iter(self.main.items()))
-        if held.freq:
+        for _ in range(2):
+            tail, held = next(iter(self.main.items()))
+            if not held.freq:
+                return self.main if self.hits + self.misses - held.seen > 3 * absent else self.small
             held.freq -= 1
             self.main.move_to_end(tail)
-            return self.small
-        return self.main if self.hits + self.misses - held.seen > absent else self.small
+        return self.small
 
     def make_room(self, weight: int, queue: OrderedDict[Any, Held], out: list[tuple[Any, Any]]) -> None:
         while self.weight + weight > self.max_weight:

@@ -34,7 +34,7 @@ def read(data: bytes) -> list[Record]:
     while at < len(data):
         fields = RECORD.unpack_from(data, at)
         mark, head_crc, payload_crc, key_bytes, payload_bytes, kind, zero, created, expires, stamp = fields
-        assert mark in (b"LZR1", b"LZRx")
+        assert mark in (b"LZR1", b"LZRx", b"LZRi")
         assert zero == 0
         body = at + RECORD.size
         key, payload = data[body : body + key_bytes], data[body + key_bytes : body + key_bytes + payload_bytes]
@@ -42,6 +42,20 @@ def read(data: bytes) -> list[Record]:
         assert payload_crc == crc32c(payload)
         end = body + key_bytes + payload_bytes
         assert data[end : end + -end % 8] == bytes(-end % 8)
+        if mark == b"LZRi":
+            assert not key
+            check_list(payload, at, data)
         records.append(Record(key, payload, kind, created, expires, stamp, mark == b"LZR1", at, end + -end % 8))
         at = end + -end % 8
     return records
+
+
+def check_list(payload: bytes, begin: int, data: bytes) -> None:
+    """A list of records says of each what the record itself says, but for its mark."""
+    assert payload[-16:] == struct.pack("=Q8s", begin, b"LZLIST\r\n")
+    at = 0
+    while at < len(payload) - 16:
+        (offset,) = struct.unpack_from("=Q", payload, at)
+        size = RECORD.size + RECORD.unpack_from(payload, at + 8)[3]
+        assert payload[at + 12 : at + 8 + size] == data[offset + 4 : offset + size]
+        at += 8 + size + -size % 8

@@ -53,7 +53,9 @@ def same(left: Any, right: Any) -> bool:
     if type(left) is not type(right):
         return False
     if isinstance(left, float):
-        return left == right and math.copysign(1, left) == math.copysign(1, right) or (left != left and right != right)
+        if left != left:
+            return right != right
+        return left == right and math.copysign(1, left) == math.copysign(1, right)
     if isinstance(left, dict):
         return same(list(left.items()), list(right.items()))
     if isinstance(left, (list, tuple)):

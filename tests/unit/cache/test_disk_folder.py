@@ -37,7 +37,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, mode: int
     folder.mkdir()
     folder.chmod(mode)
     try:
-        with pytest.raises(DiskTierError, match="cannot be (written to|opened)"):
+        with pytest.raises(DiskTierError, match=r"cannot be (written to|opened)"):
             DiskTier(folder)
     finally:
         folder.chmod(0o700)

@@ -370,14 +370,14 @@ def test_lru_is_lru() -> None:
 
 
 TRACES: dict[str, tuple[list[int], float]] = {
-    # accesses, and by how much the default policy beats LRU with 1000 entries
+    # accesses, and by how much the default policy beats LRU with 1000 entries, at least
     "zipf": (zipf(random.Random(1), 10_000, 40_000), 0.06),
     "zipf and scans": (list(with_scans(zipf(random.Random(1), 10_000, 30_000))), 0.08),
     "a loop of 1.05 times the map": ([n % 1050 for n in range(20_000)], 0.75),
     "a loop of twice the map": ([n % 2000 for n in range(30_000)], 0.38),
     "a loop of eight times the map": ([n % 8000 for n in range(40_000)], 0.08),
-    "shuffled epochs": (list(shuffled_epochs(random.Random(1), 3000, 15)), 0.03),
-    "each key twice": (list(twice(20_000)), -0.01),
+    "shuffled epochs": (list(shuffled_epochs(random.Random(1), 3000, 15)), 0.12),
+    "each key twice": (list(twice(20_000)), -0.03),
 }
 
 

@@ -77,7 +77,7 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(values, max_size=4))
 @example([-0.0, 5e-324, 0.1 + 0.2, math.inf, -math.inf])
 @example([2**63, -(2**63) - 1, -1, -128, 127, 128, 255, 0])
@@ -161,7 +161,7 @@ def test_any_changed_bit_is_noticed() -> None:
             signer.open(base64.urlsafe_b64encode(changed).rstrip(b"=").decode(), HERE)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.one_of(
         st.text(),

@@ -78,7 +78,7 @@ class Sorted:
                 return left[::-1][:limit] if seek.backward else left[:limit]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.sampled_from(ORDERS), st.sampled_from(["last", "first"]), st.booleans(), st.integers(1, 4), ROWS, CHANGES,
     st.sampled_from(["sql", "list"]),
@@ -111,7 +111,7 @@ def test_a_walk_meets_each_row_that_stays_exactly_once(
         assert after(order, one, other) if backward else after(order, other, one)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.sampled_from(ORDERS), st.sampled_from(["last", "first"]), ROWS, st.booleans())
 def test_sql_and_python_agree_on_the_order(names: list[str], nulls: str, rows: Any, backward: bool) -> None:
     order = keyset(names, unique="id", nulls=nulls)

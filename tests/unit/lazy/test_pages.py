@@ -27,6 +27,7 @@ from lazystore.errors import (
     CursorMismatchError,
     CursorTamperedError,
     LoadError,
+    UnhashableKeyError,
     UnsupportedError,
 )
 from lazystore.lazy.cursor import CursorSigner
@@ -203,6 +204,11 @@ def test_filters_reach_the_function_and_tell_pages_apart(tiers: Tiers) -> None:
     assert not pager.page(1, user=8, styles=["a", "b"]).hit
     assert not pager.page(1, user=None).hit and not pager.page(1).hit
     assert len(got) == 4
+    nested = {"user": {"in": {3, 4}, 5: [None, 1.5]}}
+    cursor = pager.page(1, **nested).next_cursor
+    assert pager.page(1, **nested).hit and not pager.page(cursor=cursor, **nested).hit
+    with pytest.raises(UnhashableKeyError):
+        pager.page(1, user=bytearray(b"7"))
     with pytest.raises(ConfigError, match="filters"):
         Pager(Source.from_sequence([1]), tiers).page(1, user=7)
 
@@ -593,6 +599,26 @@ def test_an_error_of_reading_ahead_is_not_the_one_of_who_asks(tiers: Tiers) -> N
     assert begun.wait(PATIENCE)
     threading.Timer(0.05, go.set).start()
     assert list(pager.page(3)) == [10, 11, 12, 13, 14], "it waited for the one under way, then read itself"
+
+
+def test_a_forked_child_goes_on_with_the_pager_though_a_lock_was_held(tiers: Tiers) -> None:
+    pager = Pager(Source.from_range(Numbers(100)), tiers, size=10)
+    pager.page(1)
+    pager._ahead._lock.acquire()
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if list(pager.page(2)) == list(range(10, 20)) else 1)
+        finally:
+            os._exit(2)
+    pager._ahead._lock.release()
+    end = time.monotonic() + PATIENCE
+    while (found := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+        time.sleep(0.01)
+    if found == (0, 0):
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert found == (child, 0)
 
 
 # -- totals ---------------------------------------------------------------------------------

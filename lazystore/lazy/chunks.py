@@ -1,0 +1,436 @@
+"""What ``store.chunks()`` gives: parts of a source that are addressed, loaded and cached each by itself.
+
+Here: numbers, keys, and both ways of reading. Loading and keeping is the tiers' business (``cache.tiers``), reading
+ahead ``chunk_ahead``'s. Sources that can only be read in one pass have :class:`ChunkPass`, which caches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator
+from functools import partial
+from typing import Any, NoReturn, overload
+
+from lazystore.cache.bridge import is_async, is_awaitable
+from lazystore.cache.keys import Kind
+from lazystore.cache.tiers import UNSET, Tiers
+from lazystore.config import parse_bytes
+from lazystore.errors import ConfigError, ItemIndexError, LoadError, UnsupportedError
+from lazystore.lazy.chunk_ahead import ChunkAhead
+from lazystore.lazy.chunker import DataChunker
+from lazystore.lazy.passes import async_pieces, sync_pieces
+from lazystore.lazy.source import Source, as_source
+
+__all__ = ["ByKeys", "ChunkPass", "Chunks", "chunks_of"]
+
+MIB = 1 << 20
+ITEMS = 1000
+
+
+def chunks_of(
+    source: Any,
+    tiers: Tiers,
+    *,
+    chunk: int | str | None = None,
+    items: int | None = None,
+    prefetch: int | str = "auto",
+    ttl: Any = UNSET,
+    chunker: DataChunker | None = None,
+) -> Chunks | ChunkPass:
+    """:class:`Chunks` of a source that is read by position; :class:`ChunkPass` of others, or with a ``chunker``.
+
+    Parameters:
+        source: a :class:`Source`, or what one can be made from.
+        chunk: bytes a chunk: of sources of bytes, and of items in one pass (by what they hold); default 1 MiB.
+        items: items a chunk: of sources of items; default 1000.
+        prefetch, ttl: as :class:`Chunks` has them.
+        chunker: cuts one pass over the source, in place of ``chunk`` and ``items``.
+
+    Raises:
+        ConfigError: no sizes, or sizes in a unit that the source does not count in.
+        UnsupportedError: the source can be read neither by position nor in one pass.
+    """
+    found = as_source(source)
+    found.require("range", "stream")
+    if chunker is None and "range" in found.can and not (found.unit == "items" and chunk is not None):
+        return Chunks(found, tiers, chunk=chunk, items=items, prefetch=prefetch, ttl=ttl)
+    if chunker is None:
+        count = ITEMS if chunk is None and items is None and found.unit == "items" else items
+        chunker = DataChunker(chunk, items=count)
+    return ChunkPass(found, tiers, chunker)
+
+
+class _Addressed:
+    """Numbered parts, each loaded when it is asked for, and cached."""
+
+    def __init__(self, source: Source, tiers: Tiers, prefetch: int | str, ttl: Any) -> None:
+        self._source = source
+        self._tiers = tiers
+        self._ttl = ttl
+        self._end: int | None = None  # the number of parts, once it is known
+        wanted = _prefetch(prefetch)
+        self._prefetch = 0 if source.cached else wanted
+        self._ahead = self._new_ahead()
+
+    # What the parts are: one of these for each kind.
+
+    def _key(self, index: int) -> Hashable:
+        raise NotImplementedError
+
+    def _load(self, index: int) -> Callable[[], Any]:
+        raise NotImplementedError
+
+    def _learn(self, index: int, value: Any) -> bool:
+        """Whether there is such a part, now that its value is there."""
+        return True
+
+    def _nbytes(self) -> int | None:
+        """Bytes of a part, where that is known beforehand."""
+        return None
+
+    @property
+    def total(self) -> int | None:
+        """How many parts there are; None where only reading to the end would tell."""
+        return self._end
+
+    # -- one ----------------------------------------------------------------------------
+
+    def _new_ahead(self) -> ChunkAhead:
+        return ChunkAhead(self._start, self._tiers, self._prefetch, self._nbytes())
+
+    def _start(self, index: int) -> Any:
+        """Load a part in the background; None: there is none."""
+        if self._is_behind(index):
+            return None
+        return self._tiers.start(self._key(index), self._load(index), ttl=self._ttl)
+
+    def _get(self, index: int, ahead: ChunkAhead) -> Any:
+        """The part ``index``; raises ItemIndexError if there is none."""
+        self._check(index)
+        ahead.touch(index)
+        if self._source.cached:
+            value = self._tiers.bridge.call(self._load(index))
+        else:
+            value = self._tiers.get(self._key(index), self._load(index), ttl=self._ttl)
+        return self._seen(index, value, ahead)
+
+    async def _aget(self, index: int, ahead: ChunkAhead) -> Any:
+        self._check(index)
+        ahead.touch(index)
+        load = self._load(index)
+        if self._source.instant:
+            value = load()
+        elif self._source.cached:
+            value = await self._tiers.bridge.acall(load)
+        else:
+            value = await self._tiers.aget(self._key(index), load, ttl=self._ttl)
+        return self._seen(index, value, ahead)
+
+    def _seen(self, index: int, value: Any, ahead: ChunkAhead) -> Any:
+        if not self._learn(index, value):
+            self._check(index)
+        ahead.saw(value)
+        return value
+
+    def _is_behind(self, index: int) -> bool:
+        """Whether it is known that the parts end before this one."""
+        total = self.total
+        return total is not None and index >= total
+
+    def _check(self, index: int) -> None:
+        if index < 0 or self._is_behind(index):
+            raise ItemIndexError(f"{self!r} has no chunk {index}")
+
+    # -- many ---------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Chunks in all.
+
+        Raises:
+            TypeError: the source does not know its size, and was not read to its end yet.
+        """
+        total = self.total
+        if total is None:
+            raise TypeError(f"{self!r} has no len(): the source does not know its size; iterate, or give size=")
+        return total
+
+    def _number(self, index: Any) -> int:
+        if isinstance(index, bool) or not hasattr(index, "__index__"):
+            raise TypeError(f"chunks are addressed by whole numbers and slices, not by {index!r}")
+        number = int(index.__index__())
+        return number + self._known() if number < 0 else number
+
+    def _numbers(self, part: slice) -> Iterable[int]:
+        """The numbers of a slice, in order; of an unknown end those that may be there."""
+        total = self.total
+        if total is None:
+            ends = (0 if part.start is None else part.start, part.stop)
+            if ends[1] is not None and min(ends) >= 0 and (part.step is None or part.step > 0):
+                return range(ends[0], ends[1], part.step or 1)
+        return range(*part.indices(self._known()))
+
+    def _known(self) -> int:
+        total = self.total
+        if total is None:
+            raise UnsupportedError(
+                f"{self!r} does not know its size: count chunks from the front, iterate, or give the source a size"
+            )
+        return total
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """A chunk, or a list of them.
+
+        Raises:
+            ItemIndexError: there is none. UnsupportedError: counted from the end of a source of unknown size. What the
+            source raises.
+        """
+        if not isinstance(index, slice):
+            return self._get(self._number(index), self._ahead)
+        found: list[Any] = []
+        for number in self._numbers(index):
+            try:
+                found.append(self._get(number, self._ahead))
+            except ItemIndexError:
+                if not self._is_behind(number):
+                    raise  # the loader's own
+                break
+        return found
+
+    async def aget(self, index: int | slice) -> Any:
+        """``[index]`` for event loops."""
+        if not isinstance(index, slice):
+            return await self._aget(self._number(index), self._ahead)
+        found: list[Any] = []
+        for number in self._numbers(index):
+            try:
+                found.append(await self._aget(number, self._ahead))
+            except ItemIndexError:
+                if not self._is_behind(number):
+                    raise
+                break
+        return found
+
+    def __iter__(self) -> Iterator[Any]:
+        """All chunks in order, read ahead in the background once two were read."""
+        ahead, index = self._new_ahead(), 0
+        while not self._is_behind(index):
+            try:
+                value = self._get(index, ahead)
+            except ItemIndexError:
+                if not self._is_behind(index):
+                    raise
+                return
+            yield value
+            index += 1
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        ahead, index = self._new_ahead(), 0
+        while not self._is_behind(index):
+            try:
+                value = await self._aget(index, ahead)
+            except ItemIndexError:
+                if not self._is_behind(index):
+                    raise
+                return
+            yield value
+            index += 1
+
+    def __contains__(self, value: object) -> NoReturn:
+        raise UnsupportedError(f"looking for something in {self!r} would load all of it: iterate, and compare")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} belongs to a live store and cannot be pickled: send the store, or its source")
+
+
+class Chunks(_Addressed):
+    """A source in parts of one size: ``len()`` if the size is known, ``[i]``, slices, ``for``, ``async for``.
+
+    Parameters:
+        source: one that can "range".
+        tiers: where parts are kept, and whose budget they are in.
+        chunk: bytes a chunk, of a source that counts bytes; default 1 MiB.
+        items: items a chunk, of one that counts items; default 1000.
+        prefetch: chunks that are loaded ahead in the background while they are read in order; "auto": 2, and more (8
+            at most) while they come too late; 0: none, and no thread.
+        ttl: seconds a chunk stays fresh.
+
+    Values are what the source gives: bytes or views, lists of items. A source whose own memory holds them is asked
+    each time and nothing is cached or read ahead. Of a source of unknown size the end is a chunk that is shorter.
+
+    Raises:
+        ConfigError: a size that is none, or in a unit that the source does not count in.
+
+    Cost of a chunk in memory: about 2 us. Threads: any number. Fork: as the tiers. Pickling: refused.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tiers: Tiers,
+        *,
+        chunk: int | str | None = None,
+        items: int | None = None,
+        prefetch: int | str = "auto",
+        ttl: Any = UNSET,
+    ) -> None:
+        source.require("range")
+        wrong, right = ("items", "chunk") if source.unit == "bytes" else ("chunk", "items")
+        if {"items": items, "chunk": chunk}[wrong] is not None:
+            raise ConfigError(f"{source!r} counts {source.unit}: say {right}= in place of {wrong}=")
+        self.grain = _grain(source.unit, chunk, items)
+        super().__init__(source, tiers, prefetch, ttl)
+
+    @property
+    def total(self) -> int | None:
+        size = self._source.size
+        return self._end if size is None else -(-size // self.grain)
+
+    def _key(self, index: int) -> Hashable:
+        return (Kind.CHUNK, self._source.identity, self.grain, index)
+
+    def _load(self, index: int) -> Callable[[], Any]:
+        source, offset, size = self._source, index * self.grain, self._source.size
+        limit = self.grain if size is None else min(self.grain, size - offset)
+        check = partial(_check_part, source, offset, limit, size is not None)
+        return _checked(partial(source.fetch_range, offset, limit), check, is_async(source._range or len))
+
+    def _learn(self, index: int, value: Any) -> bool:
+        if self._source.size is None and len(value) < self.grain:
+            end = index + bool(len(value))
+            self._end = end if self._end is None else min(self._end, end)
+        return bool(len(value)) or self._source.size is not None
+
+    def _nbytes(self) -> int | None:
+        return self.grain if self._source.unit == "bytes" else None
+
+    def __repr__(self) -> str:
+        return f"<Chunks of {self.grain} {self._source.unit} of {self._source!r}>"
+
+
+class ByKeys(_Addressed):
+    """Values of keys that are known beforehand, in their order, each loaded and cached by itself.
+
+    Parameters:
+        source: one that can "keys", or a function of a key.
+        tiers: where they are kept.
+        keys: all of them.
+        prefetch: how many of the next are loaded in the background while they are read in order; "auto" as for
+            :class:`Chunks`; 0: none, and no thread.
+        ttl: seconds a value stays fresh.
+
+    A key that is in it twice is loaded once. Otherwise as :class:`Chunks`.
+    """
+
+    def __init__(
+        self, source: Any, tiers: Tiers, keys: Iterable[Hashable], *, prefetch: int | str = "auto", ttl: Any = UNSET
+    ) -> None:
+        is_function = callable(source) and not isinstance(source, Source)
+        found = Source.from_keys(source) if is_function else as_source(source)
+        found.require("keys")
+        self.keys = tuple(keys)
+        super().__init__(found, tiers, prefetch, ttl)
+
+    @property
+    def total(self) -> int:
+        return len(self.keys)
+
+    def _key(self, index: int) -> Hashable:
+        return (Kind.CHUNK, self._source.identity, self.keys[index])
+
+    def _load(self, index: int) -> Callable[[], Any]:
+        fetch = partial(self._source.fetch_key, self.keys[index])
+        return _checked(fetch, _as_it_is, is_async(self._source._key or len))
+
+    def __repr__(self) -> str:
+        return f"<{len(self.keys)} values by key of {self._source!r}>"
+
+
+class ChunkPass:
+    """Chunks of a source that is read in one pass: for ``for`` and ``async for``; each begins a new pass.
+
+    Parameters:
+        source: one that can "stream". An iterator can do so once.
+        tiers: whose bridge is used; nothing is cached.
+        chunker: where the cuts are.
+
+    Memory: one chunk. Threads: a pass belongs to one at a time. Fork, pickling: as the source.
+    """
+
+    def __init__(self, source: Source, tiers: Tiers, chunker: DataChunker) -> None:
+        source.require("stream")
+        self._source = source
+        self._bridge = tiers.bridge
+        self._chunker = chunker
+
+    def __iter__(self) -> Iterator[Any]:
+        return sync_pieces(self._bridge.iterate(self._source.open()), self._chunker)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return async_pieces(self._source, self._bridge, self._chunker)
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        raise UnsupportedError(
+            f"{self!r} is cut as it passes, and has no chunk {index!r} to go to: iterate;"
+            " or cut by size a source that can be read by position (a sequence, bytes, a URL, from_range)"
+        )
+
+    def __repr__(self) -> str:
+        return f"<ChunkPass over {self._source!r}>"
+
+
+# -- loads ------------------------------------------------------------------------------
+
+
+def _checked(fetch: Callable[[], Any], check: Callable[[Any], Any], is_coroutine: bool) -> Callable[[], Any]:
+    """A load that checks what it gives; a coroutine function where the source's is one, so that loops await it."""
+
+    async def awaited(coming: Any) -> Any:
+        return check(await coming)
+
+    async def aload() -> Any:
+        return check(await fetch())
+
+    def load() -> Any:
+        value = fetch()
+        return awaited(value) if is_awaitable(value) else check(value)
+
+    return aload if is_coroutine else load
+
+
+def _check_part(source: Source, offset: int, limit: int, exact: bool, value: Any) -> Any:
+    """The value, if it is as long as it must be: shorter would be a hole in the data, longer an overlap."""
+    try:
+        length = memoryview(value).nbytes if source.unit == "bytes" else len(value)
+    except TypeError:
+        raise LoadError(f"{source!r} gave a {type(value).__name__} for {limit} {source.unit} from {offset}") from None
+    if length > limit or (exact and length < limit):
+        raise LoadError(f"{source!r} gave {length} {source.unit} from {offset} on where {limit} were asked for")
+    return value
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _grain(unit: str, chunk: int | str | None, items: int | None) -> int:
+    if unit == "bytes":
+        return MIB if chunk is None else parse_bytes(chunk, name="chunk")
+    if items is None:
+        return ITEMS
+    if isinstance(items, bool) or not hasattr(items, "__index__") or items < 1:
+        raise ConfigError(f"items={items!r} must be a whole number, at least 1")
+    return int(items)
+
+
+def _prefetch(given: int | str) -> int | None:
+    """Chunks to read ahead; None: as many as it takes."""
+    if given == "auto":
+        return None
+    if isinstance(given, (bool, str)) or not hasattr(given, "__index__") or given < 0:
+        raise ConfigError(f"prefetch={given!r} must be a whole number, at least 0, or 'auto'")
+    return int(given)
