@@ -82,6 +82,7 @@ class LazyStoreFileSystem(ChainedFileSystem):  # type: ignore[misc]
         recheck: seconds for which an object that was opened is taken to be unchanged by the next opening. What is
             fetched is compared with the opened version in any case.
         timeout: seconds that fetching may take, retries included.
+        backend: ``"auto"``, ``"fsspec"`` or ``"obstore"``: what talks to S3, GCS, Azure and HTTP.
 
     S3, GCS, Azure and HTTP are fetched by lazystore's own client (verified, retried, in parallel), with the target's
     options; all others through the target filesystem. Files that it opens are
@@ -110,6 +111,7 @@ class LazyStoreFileSystem(ChainedFileSystem):  # type: ignore[misc]
         page: int | str = DEFAULT_PAGE,
         recheck: float = 5.0,
         timeout: float = DEFAULT_TIMEOUT,
+        backend: str = "auto",
         **storage_options: Any,
     ) -> None:
         unknown = sorted(set(storage_options) - {"asynchronous", "loop", "use_listings_cache"})
@@ -122,7 +124,7 @@ class LazyStoreFileSystem(ChainedFileSystem):  # type: ignore[misc]
         self._page, self._recheck, self._timeout = parse_bytes(page, name="page"), recheck, timeout
         self._shared = _share(memory, disk)
         self._options = {n: v for n, v in self.fs.storage_options.items() if n not in _NOT_OF_STORAGE}
-        self._origins = Origins(self._options)
+        self._origins = Origins(self._options, backend=backend)
         self._known: OrderedDict[str, tuple[float, PagedObject]] = OrderedDict()
         # An instance's own: which protocol is stripped besides "lazystore" depends on its target.
         self._strip_protocol = self._stripped

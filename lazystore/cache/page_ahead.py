@@ -18,6 +18,8 @@ __all__ = ["PagesAhead"]
 
 #: Pages of the first window.
 FIRST = 2
+#: Share of a page that a reader in order may leave out between two reads.
+GAP_SHARE = 4
 #: Bytes of the longest window, and the share of the budget it may be.
 LONGEST = 16 << 20
 SHARE = 4
@@ -28,7 +30,8 @@ class PagesAhead:
 
     def __init__(self, paged: PagedObject) -> None:
         self._paged = paged
-        self._last = -1
+        self._end = -1  # of the latest read
+        self._last = -1  # page of the latest read's last byte
         self._begun = 0  # pages up to here were sent for
         self._window = 0
         self._most = max(1, min(LONGEST, paged.budget // SHARE) // paged.page_bytes)
@@ -39,16 +42,15 @@ class PagesAhead:
         paged = self._paged
         if paged.direct or end <= begin:
             return
-        first, last = begin // paged.page_bytes, (end - 1) // paged.page_bytes
-        before, self._last = self._last, last
-        if last == before and first == last:
-            return  # still in the page it was in
-        if before < 0 or not before <= first <= before + 1:
+        in_order = 0 <= begin - self._end <= paged.page_bytes // GAP_SHARE
+        last, before = (end - 1) // paged.page_bytes, self._last
+        self._end, self._last = end, last
+        if not in_order:
             if self._waves or self._window:
                 self.end()
             self._begun = last + 1
-            return
-        self._advance(before + 1, last)
+        elif last > before:
+            self._advance(before + 1, last)
 
     def _advance(self, fresh: int, last: int) -> None:
         """The reader goes on in order, to pages it has not read: ``fresh`` to ``last``."""

@@ -48,12 +48,15 @@ class Events:
         self.choices: Counter[str] = Counter()
         self._logged = float("-inf")
 
-    def operation(self, strategy: Strategy, choice: str = "") -> None:
-        """A verb was called; ``choice``: why AUTO took this strategy."""
+    def operation(self, strategy: Strategy) -> None:
+        """A verb was called."""
         with self._lock:
             self.operations[strategy] += 1
-            if choice:
-                self.choices[f"{strategy.name}: {choice}"] += 1
+
+    def chose(self, strategy: Strategy, reason: str) -> None:
+        """AUTO took a strategy."""
+        with self._lock:
+            self.choices[f"{strategy.name}: {reason}"] += 1
 
     def fell_back(self) -> None:
         """A fallback was given in place of a value that could not be loaded."""

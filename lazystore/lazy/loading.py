@@ -205,7 +205,10 @@ class Loading:
         chosen, reason = strategy_of(strategy), ""
         if chosen is Strategy.AUTO:
             chosen, reason = choose(what, nbytes)
-        self._events.operation(chosen, reason)
+        if reason:
+            self._events.chose(chosen, reason)
+        if chosen in (Strategy.EAGER, Strategy.LAZY, Strategy.BACKGROUND):
+            self._events.operation(chosen)  # the others are counted by the verb that gives them
         return what, chosen
 
     def _without_value(

@@ -28,7 +28,7 @@ from lazystore.lazy.strategy import DataSize, Strategy
 if TYPE_CHECKING:
     from lazystore.cache.disk import DiskTier
     from lazystore.lazy.background import Background
-    from lazystore.lazy.chunks import ByKeys, Chunks
+    from lazystore.lazy.chunks import ByKeys, ChunkPass, Chunks
     from lazystore.lazy.cursor import CursorSigner
     from lazystore.lazy.file import LazyFile
     from lazystore.lazy.handle import Handle
@@ -266,7 +266,7 @@ class LazyStore(Loading):
         keys: Iterable[Hashable] | None = None,
         prefetch: int | str | None = None,
         **cutting: Any,
-    ) -> Chunks | ByKeys:
+    ) -> Chunks | ByKeys | ChunkPass:
         """The source in chunks, each loaded and cached by itself; under ``for`` and ``async for``.
 
         Parameters:
@@ -274,12 +274,12 @@ class LazyStore(Loading):
             chunk: bytes a chunk, of sources of bytes. items: items a chunk, of the others; give one of them.
             keys: the chunks are the values of these keys, of a source by key.
             prefetch: chunks that are read ahead in sequential use; None: as the store's.
-            cutting: what else :class:`~lazystore.lazy.chunker.DataChunker` takes, of sources read in one pass.
+            cutting: what else :class:`~lazystore.lazy.chunker.DataChunker` takes; the source is read in one pass then.
 
         Sources by position give ``len`` (if the size is known), ``[i]`` and slices; what is a stream gives one pass.
         """
         from lazystore.lazy.chunker import DataChunker
-        from lazystore.lazy.chunks import ByKeys, Chunks
+        from lazystore.lazy.chunks import ByKeys, ChunkPass, Chunks
 
         found = self._open_source(source)
         self._events.operation(Strategy.CHUNKED)
@@ -289,8 +289,9 @@ class LazyStore(Loading):
         if chunk is None and items is None:
             of_bytes = "bytes" in found.can
             chunk, items = (self.options.chunk, None) if of_bytes else (None, self.options.items)
-        cutter = DataChunker(chunk, items=items, **cutting) if cutting else None
-        return Chunks(found, self._tiers, chunk=chunk, items=items, prefetch=ahead, chunker=cutter)
+        if cutting or "range" not in found.can:
+            return ChunkPass(found, self._tiers, DataChunker(chunk, items=items, **cutting))
+        return Chunks(found, self._tiers, chunk=chunk, items=items, prefetch=ahead)
 
     def page(
         self, number: int | None = None, *, cursor: str | None = None, size: int | None = None, **how: Any

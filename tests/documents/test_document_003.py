@@ -228,7 +228,7 @@ def test_memory_is_bounded_and_what_leaves_it_goes_to_disk(tmp_path: Path) -> No
 
     async def main() -> None:
         config = LargeDataConfig(max_memory_mb=2, enable_disk_cache=True, disk_cache_dir=str(tmp_path / "tier"))
-        for _ in range(2):
+        for run in range(2):
             async with LargeDataLoader(config) as loader:
                 for _ in range(2):
                     async for chunk in loader.load_chunked_data(load, ids):
@@ -237,7 +237,7 @@ def test_memory_is_bounded_and_what_leaves_it_goes_to_disk(tmp_path: Path) -> No
                 stats = await loader.get_stats()
                 assert stats["disk_cache_hits"] > 0
                 assert 0 < stats["disk_cache_size_mb"] <= 8
-                assert stats["compression_savings"] > 1_000_000
+                assert stats["compression_savings"] > 1_000_000 or run == 1, "nothing new is stored then"
         assert len(calls) == 60, "the second loader found them on disk"
 
     asyncio.run(main())
@@ -255,8 +255,8 @@ def test_the_configuration_has_the_documents_fields() -> None:
 
 
 STATS = {
-    "total_chunks_loaded", "total_pages_loaded", "total_streams", "cache_hits", "disk_cache_hits", "compression_savings",
-    "memory_usage_mb", "avg_chunk_load_time", "avg_page_load_time", "active_chunks", "active_pages", "active_streams",
+    "total_chunks_loaded", "total_pages_loaded", "total_streams", "cache_hits", "disk_cache_hits",
+    "compression_savings", "memory_usage_mb", "avg_chunk_load_time", "avg_page_load_time", "active_chunks", "active_pages", "active_streams",
     "background_tasks", "disk_cache_size_mb",
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from lazystore.lazy.documents.configs import LazyLoadingConfig
 from lazystore.lazy.documents.metrics import metrics_of
 from lazystore.lazy.handle import Handle
 from lazystore.lazy.page import Page
+from lazystore.lazy.predict import Markov, Stride, behaviour, remember
 from lazystore.lazy.source import Source, as_source, function_key
 from lazystore.lazy.store import LazyStore
 from lazystore.lazy.strategy import LoadingStrategy, Strategy
@@ -32,6 +34,9 @@ __all__ = [
     "PaginatedDataLoader",
     "StreamingDataLoader",
 ]
+
+#: Keys of a known order that are prefetched at a time.
+MOST_HINTED = 8
 
 L = TypeVar("L", bound="_OverStore")
 
@@ -264,6 +269,8 @@ class IntelligentBackgroundLoader(BackgroundLoader):
     ) -> None:
         super().__init__(config, store=store)
         self._loader_of = loader_of
+        self._history = remember()
+        self._successors = Markov()
 
     async def predict_and_prefetch(self, user_behavior: Mapping[str, Any] | Iterable[Hashable]) -> list[Handle[Any]]:
         """Prefetch what is likely next after a history of keys; handles of what was queued."""
@@ -272,7 +279,12 @@ class IntelligentBackgroundLoader(BackgroundLoader):
 
     def _predict_likely_data(self, user_behavior: Mapping[str, Any] | Iterable[Hashable]) -> list[tuple[Any, float]]:
         """``(data_id, priority)``, best first. Override it for a predictor of your own."""
-        return list(self.store.background.guesses(user_behavior))
+        history, scores, hint = behaviour(user_behavior)
+        for key in history:
+            self._successors.learn(key)
+            self._history.append(key)
+        known = scores or [(key, 1.0) for key in islice(hint, MOST_HINTED)]
+        return known or Stride()(self._history) or self._successors(self._history)
 
     def _get_loader(self, data_id: Any) -> Callable[[], Any]:
         """What loads a predicted key. Override it, or give ``loader_of``."""
