@@ -262,7 +262,7 @@ class Bench:
         self.ask(f"{self.size / 1e6:.0f} MB in pieces of 64 KiB", "sequential", without=UNCACHED)
 
     def random(self) -> None:
-        reads = 200
+        reads = 100
         self.ask("100 kB at random, of 32 MB (held)", "scattered", span=32_000_000, reads=reads)
         self.ask(f"100 kB at random, of {self.size / 1e6:.0f} MB", "scattered", span=self.size, reads=reads)
 

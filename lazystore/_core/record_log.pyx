@@ -304,11 +304,15 @@ cdef class RecordLog:
         entry.slot = segment.slot
         entry.visited = 0
         self.newest = max(self.newest, stamp)
-        self.replace(entry, key)
+        self.replace(entry)
         return True
 
-    cdef int replace(self, Entry entry, bytes key) except -1:
-        """Point the key to its newest record; the one before is killed."""
+    cdef int replace(self, Entry entry) except -1:
+        """Point the key to its newest record; the one before is marked dead.
+
+        Without a look at its key: another key with the same 64-bit hash, which is another one in every process,
+        would lose its value.
+        """
         cdef int64_t i = self.find(entry.hash)
         cdef Entry old
         self.account(entry, 1)
@@ -318,8 +322,14 @@ cdef class RecordLog:
         old = self.entries[i]
         self.account(old, -1)
         self.entries[i] = entry
-        self.kill(old, self.segment_of(old), key)
-        return 0
+        return self.bury(old, self.segment_of(old))
+
+    cdef int bury(self, Entry entry, SegmentFile segment) except -1:
+        cdef Verdict verdict
+        with nogil:
+            verdict = segment.bury(<uint64_t>entry.offset * 8)
+        self.failed += verdict != GOOD
+        return verdict == GOOD
 
     cdef Verdict kill(self, Entry entry, SegmentFile segment, bytes key) except *:
         cdef const uint8_t* wanted = <const uint8_t*>PyBytes_AS_STRING(key)
@@ -485,10 +495,10 @@ cdef class RecordLog:
         i = self.find(entry.hash)
         if i >= 0:
             other = self.key_of(self.entries[i])
-            if other is not None and other[2] > head.stamp:
-                self.kill(entry, segment, other[0])
+            if other is not None and other[0] == key and other[2] > head.stamp:
+                self.bury(entry, segment)
                 return 0
-        self.replace(entry, key)
+        self.replace(entry)
         return 0
 
     def rescue(self, SegmentFile segment not None, SegmentFile target not None, uint64_t limit):
@@ -541,7 +551,7 @@ cdef class RecordLog:
             for i in range(n):
                 found = self.key_of(taken[i])
                 if found is not None and found[0].startswith(prefix):
-                    killed += self.kill(taken[i], self.segment_of(taken[i]), found[0]) == GOOD
+                    killed += self.bury(taken[i], self.segment_of(taken[i]))
                     self.forget(taken[i])
         finally:
             free(taken)

@@ -46,6 +46,7 @@ cdef class SegmentFile:
         Head* head, uint8_t* scratch,
     ) noexcept nogil
     cdef Verdict kill(self, uint64_t offset, uint32_t length, const uint8_t* key, uint32_t key_bytes) except *
+    cdef Verdict bury(self, uint64_t offset) noexcept nogil
     cdef Py_ssize_t read_block(self, uint8_t* block, Py_ssize_t want, uint64_t offset) noexcept
     cdef int append(self, Head* head, Vector* vectors, int parts, uint64_t length) except -1
     cdef int collect(self, const Head* head, const uint8_t* key) except -1

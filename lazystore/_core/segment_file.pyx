@@ -78,6 +78,7 @@ cdef extern from *:
 
 cdef enum:
     SEGMENT_HEAD = 32
+    FIRST_READ = 464        # bytes behind a record's head that are read with it: most keys
     LIST_TAIL = 16
     WORTH_LISTING = 1 << 18     # shorter segments are read in one go
     LIST_SHARE = 8              # of a segment: where records are short, the list is not worth its room
@@ -164,22 +165,32 @@ cdef class SegmentFile:
 
     cdef Verdict read_key(self, uint64_t offset, uint32_t length, Head* head, uint8_t* key) noexcept nogil:
         """A record's head, and its key into ``key``, which has MAX_KEY bytes of room; checked but for the payload."""
-        cdef Vector vector
-        cdef Py_ssize_t got
-        vector.base = head
-        vector.nbytes = sizeof(Head)
-        got = lz_transfer(self.fd, &vector, 1, <long long>offset, 0)
+        cdef Vector vectors[2]
+        cdef Py_ssize_t got, part
+        if length < sizeof(Head):
+            return BROKEN
+        part = length - <Py_ssize_t>sizeof(Head)
+        if part > FIRST_READ:
+            part = FIRST_READ
+        vectors[0].base = head
+        vectors[0].nbytes = sizeof(Head)
+        vectors[1].base = key
+        vectors[1].nbytes = <size_t>part
+        got = lz_transfer(self.fd, vectors, 2, <long long>offset, 0)
         if got < 0:
             return UNREAD
-        if got < <Py_ssize_t>sizeof(Head) or head.key_bytes > MAX_KEY:
+        if got < <Py_ssize_t>sizeof(Head) + part or head.key_bytes > MAX_KEY:
             return BROKEN
         if <uint64_t>head.key_bytes + head.payload_bytes + sizeof(Head) != length:
             return BROKEN
-        vector.base = key
-        vector.nbytes = head.key_bytes
-        got = lz_transfer(self.fd, &vector, 1, <long long>(offset + sizeof(Head)), 0)
-        if got < 0:
-            return UNREAD
+        got = part
+        if <Py_ssize_t>head.key_bytes > part:
+            vectors[0].base = key + part
+            vectors[0].nbytes = <size_t>(<Py_ssize_t>head.key_bytes - part)
+            got = lz_transfer(self.fd, vectors, 1, <long long>(offset + sizeof(Head)) + part, 0)
+            if got < 0:
+                return UNREAD
+            got += part
         if got < <Py_ssize_t>head.key_bytes or not self.whole_head(head, key):
             return BROKEN
         return GOOD if head.mark == LIVE else KILLED if head.mark == DEAD else BROKEN
@@ -220,7 +231,6 @@ cdef class SegmentFile:
     cdef Verdict kill(self, uint64_t offset, uint32_t length, const uint8_t* key, uint32_t key_bytes) except *:
         """Mark a record dead where it lies, if it is whole and the key's: then GOOD."""
         cdef Head head
-        cdef Vector vector
         cdef Verdict verdict
         cdef uint8_t* found = <uint8_t*>malloc(MAX_KEY)
         if found == NULL:
@@ -230,12 +240,16 @@ cdef class SegmentFile:
             if verdict == GOOD and (head.key_bytes != key_bytes or memcmp(found, key, key_bytes)):
                 verdict = FOREIGN
             if verdict == GOOD:
-                vector.base = &DEAD
-                vector.nbytes = sizeof(DEAD)
-                if lz_transfer(self.fd, &vector, 1, <long long>offset, 1) < 0:
-                    verdict = UNREAD
+                verdict = self.bury(offset)
         free(found)
         return verdict
+
+    cdef Verdict bury(self, uint64_t offset) noexcept nogil:
+        """Mark the record there dead, whatever it is: GOOD, or UNREAD when it cannot be written."""
+        cdef Vector vector
+        vector.base = &DEAD
+        vector.nbytes = sizeof(DEAD)
+        return GOOD if lz_transfer(self.fd, &vector, 1, <long long>offset, 1) > 0 else UNREAD
 
     cdef int append(self, Head* head, Vector* vectors, int parts, uint64_t length) except -1:
         """Write a record behind the last: ``vectors`` are one for the head, the key, the parts, one for padding.

@@ -26,7 +26,8 @@ cdef extern from *:
     #endif
     /* What the collector keeps in front of an object. */
     #define LAZYSTORE_GC_HEAD ((Py_ssize_t)(2 * sizeof(void *)))
-    #if PY_VERSION_HEX < 0x030D0000 && defined(Py_TPFLAGS_MANAGED_DICT)
+    /* Attribute values that basicsize does not count. */
+    #if defined(Py_TPFLAGS_MANAGED_DICT)
     #define LAZYSTORE_OUTSIDE_VALUES(t) ((t)->tp_flags & Py_TPFLAGS_MANAGED_DICT)
     #else
     #define LAZYSTORE_OUTSIDE_VALUES(t) 0
@@ -330,7 +331,7 @@ def weigh(obj, Py_ssize_t limit_objects=10_000):
     Raises:
         ConfigError: ``limit_objects`` is below 1.
 
-    Cost: 10 to 150 ns an object, at most twice ``limit_objects`` and a look at the references of each container on the way.
+    Cost: 10 to 150 ns an object, of at most twice ``limit_objects``, and a look at the references of containers met.
     Threads: runs under the GIL without letting others in, but where a size is asked of Python code.
     """
     cdef Walk walk

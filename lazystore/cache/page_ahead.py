@@ -1,6 +1,7 @@
 """Reading ahead of one reader of an object: as far as it reads in order, and as far as it pays.
 
-The window begins with two pages and doubles whenever the reader comes to a page that is still on its way: it ends up
+The window opens when a read goes on where the one before it ended, and comes to a page that this reader has not
+touched. It begins with two pages and doubles whenever the reader comes to a page that is still on its way: it ends up
 as long as the reader's speed times the storage's latency (Little's law), however fast either is, without measuring
 them. A jump ends it. Fetching itself is ``paged.py``'s.
 """
@@ -30,7 +31,7 @@ class PagesAhead:
 
     def __init__(self, paged: PagedObject) -> None:
         self._paged = paged
-        self._end = -1  # of the latest read
+        self._end: int | None = None  # of the latest read
         self._last = -1  # page of the latest read's last byte
         self._begun = 0  # pages up to here were sent for
         self._window = 0
@@ -42,7 +43,7 @@ class PagesAhead:
         paged = self._paged
         if paged.direct or end <= begin:
             return
-        in_order = 0 <= begin - self._end <= paged.page_bytes // GAP_SHARE
+        in_order = self._end is not None and 0 <= begin - self._end <= paged.page_bytes // GAP_SHARE
         last, before = (end - 1) // paged.page_bytes, self._last
         self._end, self._last = end, last
         if not in_order:
@@ -62,6 +63,8 @@ class PagesAhead:
         if last - fresh < paged.batch:
             paged.bring(range(fresh, last + 1))  # before what nobody waits for
         self._begun = max(self._begun, last + 1)
+        if not paged.may_speculate:
+            return
         goal = min(last + 1 + self._window, paged.pages)
         step = max(1, self._window // 2)
         while self._begun < goal and (goal - self._begun >= step or goal == paged.pages):

@@ -288,6 +288,11 @@ class PagedObject:
         missing = self.missing(numbers)
         return self._fetch(missing, ahead) if missing else None
 
+    @property
+    def may_speculate(self) -> bool:
+        """Whether the machine has memory for what nobody waits for."""
+        return self._tiers.may_speculate
+
     def under_way(self, number: int) -> bool:
         """Whether a page is being fetched and has not landed."""
         wave = self._board.wave(self._key(number))

@@ -224,14 +224,19 @@ class Background:
             except IndexError:
                 break
             some = True
-            if key in self._ahead:
+            if self._ahead:
                 self._pass(key)
             self._learn(key)
         return some
 
     def _pass(self, key: Hashable) -> None:
-        """A key of the known order was used: it, and those that were to come before it, are behind."""
+        """A key was used: if it is of the known order, it and those that were to come before it are behind.
+
+        So are all that were to come soon if it is another one, and none of them was used: hits are not always shown.
+        """
         with self._lock:
+            if key not in self._ahead and len(self._ahead) < AHEAD:
+                return
             while self._ahead:
                 first, _ = self._ahead.popitem(last=False)
                 if first == key:

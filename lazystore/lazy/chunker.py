@@ -71,7 +71,7 @@ class DataChunker:
     Raises:
         ConfigError: arguments that cannot work, or not together.
 
-    Cost: of views of bytes in memory about 2 us a chunk; FastCDC below a nanosecond a byte. Memory: one chunk, for
+    Cost: of views of bytes in memory about 1 us a chunk; FastCDC about half a nanosecond a byte. Memory: one chunk, for
     sources that come in blocks. Threads: one chunker may cut any number of things at once, each in one thread.
     Sources are not closed. Fork, pickling: nothing to say, it only holds what it was given.
     """

@@ -265,7 +265,7 @@ class Chunks(_Addressed):
     Raises:
         ConfigError: a size that is none, or in a unit that the source does not count in.
 
-    Cost of a chunk in memory: about 2 us. Threads: any number. Fork: as the tiers. Pickling: refused.
+    Cost of a chunk in memory: about 3 us. Threads: any number. Fork: as the tiers. Pickling: refused.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from lazystore.cache.entries import MISSING
 from lazystore.cache.tiers import UNSET
 from lazystore.errors import ConfigError
-from lazystore.lazy.calls import CallKeys
+from lazystore.lazy.calls import Bound, CallKeys
 from lazystore.lazy.choosing import strategy_of
 from lazystore.lazy.paginated import paginated
 from lazystore.lazy.source import as_source
@@ -54,7 +54,8 @@ class Stored:
         return default_store()
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else Bound(self, instance)
+        function: Any = self
+        return function if instance is None else Bound(function, instance)
 
     def __reduce__(self) -> str:
         return self.__qualname__
@@ -76,6 +77,7 @@ class Loaded(Stored, Generic[P, R]):
         super().__init__(function, store)
         self._keys = CallKeys(function, key)
         self._key = self._keys.make
+        self._method = self._keys.of_method
         self._strategy, self._how = strategy, how
         self._ttl, self._timeout = ttl, timeout
         self._plain = strategy not in (Strategy.CHUNKED, Strategy.PAGINATED, Strategy.BACKGROUND)
@@ -90,13 +92,14 @@ class Loaded(Stored, Generic[P, R]):
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        self._of_method()
+        if not self._method:
+            self._of_method()
         return Bound(self, instance)
 
     def _of_method(self) -> None:
-        if not self._keys.of_method:
-            self._keys.become_method()
-            self._key = self._keys.make
+        self._keys.become_method()
+        self._key = self._keys.make
+        self._method = True
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         next(self._calls)
@@ -230,39 +233,6 @@ class AsyncLoaded(Loaded[P, R]):
         except BaseException:
             self._count("errors")
             raise
-
-
-class Bound:
-    """A decorated method of one instance."""
-
-    def __init__(self, function: Any, instance: Any) -> None:
-        self.__func__ = function
-        self.__self__ = instance
-        if isinstance(function, AsyncLoaded):
-            _mark_async(self)
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self.__func__(self.__self__, *args, **kwargs)
-
-    def invalidate(self, *args: Any, **kwargs: Any) -> bool:
-        """Forget the result of these arguments for this instance. Whether there was one."""
-        found: bool = self.__func__.invalidate(self.__self__, *args, **kwargs)
-        return found
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__func__, name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Bound) and self.__func__ is other.__func__ and self.__self__ is other.__self__
-
-    def __hash__(self) -> int:
-        return hash((id(self.__func__), id(self.__self__)))
-
-    def __reduce__(self) -> Any:
-        return getattr, (self.__self__, self.__func__.__name__)
-
-    def __repr__(self) -> str:
-        return f"<bound {self.__func__!r} of {self.__self__!r}>"
 
 
 # -- streams ----------------------------------------------------------------------------
@@ -464,7 +434,8 @@ def _count(name: str, value: Any) -> int:
 
 
 def _nothing(key: Any, default: Any) -> Any:
-    """The cache before the store is known."""
+    """The cache before the store is known: empty, but as particular about keys."""
+    hash(key)
     return default
 
 

@@ -49,7 +49,8 @@ class HealthWindow:
         if unknown := sorted(set(limits) - set(THRESHOLDS)):
             raise ConfigError(f"thresholds has no {', '.join(unknown)}; known: {', '.join(THRESHOLDS)}")
         window = self._window({name: float(counters.get(name, 0)) for name in _WATCHED})
-        failing, degraded = _faults(counters), []
+        failing = _faults(counters)
+        degraded: list[str] = []
         _judge_loads(window, limits, failing, degraded)
         if window["requests"] >= ENOUGH and window["hit_ratio"] < limits["hit_ratio"]:
             degraded.append(f"hit ratio {window['hit_ratio']:.2f} is below {limits['hit_ratio']:.2f}")

@@ -17,6 +17,7 @@ from lazystore.errors import ConfigError
 from lazystore.lazy.strategy import CompressionType, DataSize
 
 if TYPE_CHECKING:
+    from lazystore.cache.clock import Clock
     from lazystore.cache.disk import DiskTier
 
 __all__ = ["StoreOptions", "cache_folder", "preset"]
@@ -36,17 +37,18 @@ class StoreOptions:
         ConfigError: a value is out of its range; the message names it.
     """
 
-    memory: int | str = AUTO
+    # What was given; numbers once it is made.
+    memory: Any = AUTO
     disk: DiskTier | str | os.PathLike[str] | None = None
     ttl: float | None = None
-    chunk: int | str = "1MiB"
+    chunk: Any = "1MiB"
     items: int = 1000
-    window: int | str = "8MiB"
+    window: Any = "8MiB"
     page: int = 50
     max_page: int = MAX_PAGE
-    prefetch: int | str = AUTO
-    concurrency: int | str = AUTO
-    codec: CompressionType | str = AUTO
+    prefetch: Any = AUTO
+    concurrency: Any = AUTO
+    codec: Any = AUTO
     policy: str = "s3fifo"
     name: str | None = None
     ttl_jitter: float = 0.1
@@ -61,6 +63,7 @@ class StoreOptions:
     cursor_ttl: float | None = 3 * 86400.0
     weigh: Callable[[Any], int] | None = None
     on_evict: Callable[[Any, Any, str], None] | None = None
+    clock: Clock | None = None
 
     def __post_init__(self) -> None:
         self._set("memory", 0 if self._is(self.memory, 0) else _memory(self.memory))
@@ -95,6 +98,14 @@ class StoreOptions:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+    @classmethod
+    def made(cls, settings: dict[str, Any]) -> StoreOptions:
+        """The settings of a call; one that there is not is named, with those there are."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(settings.keys() - known):
+            raise ConfigError(f"LazyStore has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        return cls(**settings)
 
     def given(self) -> dict[str, Any]:
         """The settings as keyword arguments."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lazystore.cache.keys import Kind
 from lazystore.cache.tiers import UNSET
 from lazystore.errors import ConfigError
-from lazystore.lazy.calls import call_name, instance_token, looks_like_method
+from lazystore.lazy.calls import Bound, call_name, instance_token, looks_like_method
 
 if TYPE_CHECKING:
     from lazystore.lazy.pages import Pager, Pages
@@ -54,7 +54,7 @@ class Paginated:
         if instance is None:
             return self
         self._method = True
-        return _BoundPages(self, instance)
+        return Bound(self, instance)
 
     @property
     def store(self) -> LazyStore:
@@ -129,7 +129,7 @@ class Paginated:
         source = Source(name, after=read) if self._way.by_cursor else Source(name, range=read)
         pager = Pager(
             source, store._tiers, size=self._size, max_size=self._max_size, ttl=self._ttl, signer=store._signer,
-            prefetch=store.options.prefetch != 0,
+            prefetch=store.options.prefetch != 0, timeout=store.options.timeout,
         )  # fmt: skip
         if instance is None:
             self._pager = store, pager
@@ -140,23 +140,6 @@ class Paginated:
 
     def __repr__(self) -> str:
         return f"<paginated {self._name}>"
-
-
-class _BoundPages:
-    """A paginated method of one instance."""
-
-    def __init__(self, paginated: Paginated, instance: Any) -> None:
-        self.__func__, self.__self__ = paginated, instance
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self.__func__(self.__self__, *args, **kwargs)
-
-    def pages(self, *args: Any, **kwargs: Any) -> Pages:
-        """All pages, under ``for`` and ``async for``."""
-        return self.__func__.pages(self.__self__, *args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__func__, name)
 
 
 # -- how a function wants to be asked -----------------------------------------------------

@@ -81,7 +81,7 @@ class LazyStore(Loading):
             (seconds behind the ttl, RFC 5861), ``attempts`` (of a load that fails for a while), ``timeout`` (seconds a
             load may take), ``idle_timeout`` (of streams), ``background_workers``, ``cursor_ttl``, ``slow_after``
             (seconds from which a load is logged), ``weigh`` (bytes of a value; measured if None),
-            ``on_evict(key, value, cause)``.
+            ``on_evict(key, value, cause)``, ``clock`` (for tests: :class:`lazystore.testing.FakeClock`).
 
     Values are handed out as they are, not copied: do not change what a cached value holds. ``None`` is a value like
     any other. What a loader raises reaches everyone who waits for it, as it is.
@@ -117,10 +117,11 @@ class LazyStore(Loading):
     ) -> None:
         if key is not None and not callable(key):
             raise ConfigError(f"key={key!r} is not a function")
-        options = StoreOptions(
-            memory=memory, disk=disk, ttl=ttl, chunk=chunk, page=page, prefetch=prefetch, concurrency=concurrency,
-            codec=codec, policy=policy, name=name, **settings,
-        )  # fmt: skip
+        named = {
+            "memory": memory, "disk": disk, "ttl": ttl, "chunk": chunk, "page": page, "prefetch": prefetch,
+            "concurrency": concurrency, "codec": codec, "policy": policy, "name": name,
+        }  # fmt: skip
+        options = StoreOptions.made({**named, **settings})
         self._arguments = {"key": key, "secret": secret, "storage_options": storage_options, **options.given()}
         self._given = source
         self._key = key
@@ -142,7 +143,8 @@ class LazyStore(Loading):
             # Async loaders may be bound to their caller's loop: they are loaded ahead only when asked to.
             load = found.key_function
             self._fast = load is not None and key is None
-            self._predicts = options.prefetch != 0 and load is not None and not self._tiers.bridge.is_async(load)
+            is_sync = load is not None and not self._tiers.bridge.is_async(load)
+            self._predicts = options.prefetch != 0 and self._fast and is_sync
 
     def _make_tiers(self, options: StoreOptions) -> Tiers:
         return Tiers(
@@ -150,7 +152,7 @@ class LazyStore(Loading):
             ttl=options.ttl, ttl_jitter=options.ttl_jitter, negative_ttl=options.negative_ttl,
             stale_while_revalidate=options.stale_while_revalidate, stale_if_error=options.stale_if_error,
             weigh=options.weigh, concurrency=options.concurrency, retries=Retries(attempts=options.attempts),
-            on_evict=options.on_evict,
+            on_evict=options.on_evict, clock=options.clock,
         )  # fmt: skip
 
     # -- how stores are made ------------------------------------------------------------

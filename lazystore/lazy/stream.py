@@ -91,8 +91,9 @@ class Stream:
         ConfigError, BudgetTooSmallError: the window is no size, or more than half of the ledger's limit.
         UnsupportedError: the source cannot be read in one pass.
 
-    Memory: the window and one piece. Cost of a piece: 2 us for ``for``; for ``async for`` one switch between tasks
-    (20 us), and a hop between threads where the source is sync. Threads: any number may read, each piece goes to one
+    Memory: the window and one piece. Cost of a piece (processor time, measured on a loaded machine): ``for`` 5 us, of
+    an async source 30 us; ``async for`` 45 us, a few ahead, and over 100 us of a sync source, which takes a hop between
+    threads: there let a chunker gather small items. Threads: any number may read, each piece goes to one
     of them. Close it, or use ``with``: one that is forgotten half-way closes its source and warns (ResourceWarning).
     Fork: belongs to the parent. Pickling: refused. Interpreter exit: nothing is waited for.
     """
@@ -218,7 +219,7 @@ class Stream:
         feed, here = self._feed, threading.get_ident()
         if self._puller == here:
             raise ReentrantLoadError(f"the source of {self} reads the stream that it feeds: it would wait for itself")
-        with self._pulling:
+        with feed.reader(), self._pulling:
             if feed.moves or self._pieces is None:
                 return
             self._puller = here

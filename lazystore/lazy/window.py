@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -166,27 +167,30 @@ class Feed:
         """Whether a reader need not wait."""
         return bool(self.window.unread or self.ended or self.closed)
 
-    def wait(self) -> None:
-        """Wait in this thread until a reader need not."""
+    @contextmanager
+    def reader(self) -> Iterator[None]:
+        """Somebody waits for a piece meanwhile: however long it takes, the stream is not idle."""
         with self.turn:
             self.asking += 1
-            try:
-                while not self.moves:
-                    self.turn.wait()
-            finally:
-                self.asking -= 1
-
-    async def await_move(self) -> None:
-        """The same in this event loop; the producer is told that a piece is wanted."""
-        with self.turn:
-            self.asking += 1
-            self.tell()
         try:
-            while not self.moves:
-                await self.wait_async(lambda: self.moves)
+            yield
         finally:
             with self.turn:
                 self.asking -= 1
+                self._touched = self._clock()
+
+    def wait(self) -> None:
+        """Wait in this thread until a reader need not."""
+        with self.turn, self.reader():
+            while not self.moves:
+                self.turn.wait()
+
+    async def await_move(self) -> None:
+        """The same in this event loop; the producer is told that a piece is wanted."""
+        with self.reader():
+            self.tell()
+            while not self.moves:
+                await self.wait_async(lambda: self.moves)
 
     def check(self) -> None:
         """Raise if it is closed, also by nobody having read it for too long."""

@@ -256,8 +256,8 @@ def test_the_configuration_has_the_documents_fields() -> None:
 
 STATS = {
     "total_chunks_loaded", "total_pages_loaded", "total_streams", "cache_hits", "disk_cache_hits",
-    "compression_savings", "memory_usage_mb", "avg_chunk_load_time", "avg_page_load_time", "active_chunks", "active_pages", "active_streams",
-    "background_tasks", "disk_cache_size_mb",
+    "compression_savings", "memory_usage_mb", "avg_chunk_load_time", "avg_page_load_time", "active_chunks",
+    "active_pages", "active_streams", "background_tasks", "disk_cache_size_mb",
 }  # fmt: skip
 
 

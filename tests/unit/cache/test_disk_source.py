@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.paging import VersionedSource
+from support.sources import Postman
 
 from lazystore.cache.disk import DiskTier
 from lazystore.cache.disk_source import BLOCK, DiskSource
 from lazystore.errors import ClosedError, ConfigError, DatasetNotFoundError, FetchError, SourceChangedError
 from lazystore.fetch.source import Read
-from support.paging import VersionedSource
-from support.sources import Postman
 
 SIZE = 5 * BLOCK + 1234
 DATA = random.Random(5).randbytes(SIZE)

@@ -72,6 +72,13 @@ def test_jumps_fetch_what_they_touch(far: VersionedSource, tiers: Tiers) -> None
     assert far.nbytes() == 6 * PAGE
 
 
+def test_the_first_read_says_nothing_about_the_next(far: VersionedSource, tiers: Tiers) -> None:
+    paged = PagedObject(origin_of(far), tiers, page=PAGE)
+    ahead = PagesAhead(paged)
+    walk(paged, ahead, 0, 100, 50)  # a header, say
+    assert far.nbytes() == PAGE
+
+
 def test_a_jump_calls_off_what_is_under_way_and_keeps_what_has_landed(far: VersionedSource, tiers: Tiers) -> None:
     paged = PagedObject(origin_of(far), tiers, page=PAGE)
     ahead = PagesAhead(paged)

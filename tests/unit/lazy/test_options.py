@@ -29,10 +29,11 @@ def test_no_memory_is_a_setting() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"memory": -1}, {"memory": "much"}, {"memory": False}, {"chunk": 0}, {"window": "0MB"}, {"page": 0}, {"page": 2.5},
-        {"page": 2000}, {"prefetch": -1}, {"prefetch": "some"}, {"concurrency": 0}, {"ttl": 0}, {"ttl": -1},
-        {"ttl_jitter": 1}, {"timeout": 0}, {"negative_ttl": -1}, {"policy": "fifo"}, {"codec": "rar"}, {"name": ""},
-        {"weigh": 3}, {"on_evict": "print"}, {"attempts": 0}, {"items": True}, {"background_workers": 0},
+        {"memory": -1}, {"memory": "much"}, {"memory": False}, {"chunk": 0}, {"window": "0MB"}, {"page": 0},
+        {"page": 2.5}, {"page": 2000}, {"prefetch": -1}, {"prefetch": "some"}, {"concurrency": 0}, {"ttl": 0},
+        {"ttl": -1}, {"ttl_jitter": 1}, {"timeout": 0}, {"negative_ttl": -1}, {"policy": "fifo"}, {"codec": "rar"},
+        {"name": ""}, {"weigh": 3}, {"on_evict": "print"}, {"attempts": 0}, {"items": True},
+        {"background_workers": 0},
     ],
     ids=str,
 )  # fmt: skip

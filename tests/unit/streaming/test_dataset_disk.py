@@ -29,6 +29,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def _indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAZYSTORE_CACHE_DIR", str(tmp_path / "indexes"))
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_epochs_of_a_dataset_larger_than_memory_fetch_it_once(
     store: ObjectStore, tmp_path: Path, shuffle: bool
