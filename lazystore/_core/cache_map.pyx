@@ -190,7 +190,7 @@ cdef class CacheMap(CacheTable):
 
         Parameters:
             weight: of the entry, in the unit of ``max_weight``; key and overhead are the caller's to add.
-            fresh_ns: nanoseconds until it is stale; 0: never.
+            fresh_ns: nanoseconds until it is stale; 0: never; -1: it is stale from the start, only :meth:`entry` finds it.
             keep_ns: nanoseconds until it is dead, at least ``fresh_ns``; 0: never.
             probation: whether a new key has to be asked for again before it may push out others; False: it is
                 known to be wanted.
@@ -248,7 +248,7 @@ cdef class CacheMap(CacheTable):
     cdef int check(self, int64_t weight, int64_t fresh_ns, int64_t keep_ns) except -1:
         if not 0 <= weight <= self.max_weight:
             raise ConfigError(f"weight={weight} must be in 0..{self.max_weight}, the limit of the map")
-        if fresh_ns < 0 or keep_ns < 0:
+        if fresh_ns < -1 or keep_ns < 0:
             raise ConfigError(f"fresh_ns={fresh_ns} and keep_ns={keep_ns} must not be negative")
         if keep_ns and (not fresh_ns or keep_ns < fresh_ns):
             raise ConfigError(f"keep_ns={keep_ns} must be at least fresh_ns={fresh_ns or 'for ever'}, or 0 for ever")

@@ -17,8 +17,7 @@ from lazystore.cache.packing import Unpackable
 from lazystore.errors import ConfigError, FormatError, UnhashableKeyError
 
 if TYPE_CHECKING:
-    from threading import RLock
-
+    from lazystore.cache.ledger import Ledger
     from lazystore.cache.tier_counters import TierCounters
 
 __all__ = ["DiskShelf"]
@@ -31,19 +30,19 @@ class DiskShelf:
         tier: the folder; shared with others that have another namespace, and not closed here.
         namespace: what the names of this one's keys begin with.
         clock: what ``expires`` is told by.
-        counts, lock: where events are counted, and what guards that.
+        counts: where events are counted; under the lock of ``ledger``.
 
     Threads: any; calls block while the system reads or writes. Fork: as the tier's. Pickle: refused with its owner.
     """
 
-    def __init__(self, tier: DiskTier, namespace: str, *, clock: Clock, counts: TierCounters, lock: RLock) -> None:
+    def __init__(self, tier: DiskTier, namespace: str, *, clock: Clock, counts: TierCounters, ledger: Ledger) -> None:
         self.tier = tier
         self.spills = tier.mode == "spill"
         # A tuple's bytes begin with its first element's, so all of a namespace have one beginning.
         self._space = canonical(namespace)
         self._clock = clock
         self._counts = counts
-        self._lock = lock
+        self._ledger = ledger
 
     def get(self, key: Hashable) -> tuple[Any, int] | None:
         """The value of a key and the nanoseconds it stays fresh, 0 for ever; None when it is not here."""
@@ -60,7 +59,7 @@ class DiskShelf:
                 found = self.tier.unpack(stored), fresh
             except FormatError:  # as good as not there; the tier counts those it finds damaged itself
                 self.tier.delete(name)
-        with self._lock:
+        with self._ledger.lock:
             if found is None:
                 self._counts.disk_misses += 1
             else:
@@ -74,7 +73,8 @@ class DiskShelf:
             fresh: nanoseconds; 0 for ever.
         """
         if self.spills and in_memory:
-            self.delete(key)  # what is here is older
+            if key in self:
+                self.delete(key)  # what is here is older
         else:
             self._put(key, value, fresh)
 
@@ -84,7 +84,7 @@ class DiskShelf:
         if name is None or name in self.tier:
             return 0
         written = self._put(key, value, 0 if fresh_left == FOREVER else fresh_left)
-        with self._lock:
+        with self._ledger.lock:
             self._counts.spills += written > 0
         return written
 
@@ -92,6 +92,11 @@ class DiskShelf:
         """Remove a key; whether it was here."""
         name = self._name(key, count=False)
         return name is not None and self.tier.delete(name)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of memory that finding things on disk takes."""
+        return int(self.tier.counters()["index_bytes"])
 
     def clear(self, prefix: str | None) -> int:
         """Remove all keys of the namespace, or those that begin with ``prefix``; how many."""
@@ -111,7 +116,7 @@ class DiskShelf:
         try:
             kind, buffers = self.tier.pack(value)
         except Unpackable:
-            with self._lock:
+            with self._ledger.lock:
                 self._counts.disk_unpackable += 1
             self.tier.delete(name)
             return 0
@@ -129,6 +134,6 @@ class DiskShelf:
             raise
         except ConfigError:
             if count:
-                with self._lock:
+                with self._ledger.lock:
                     self._counts.disk_unkeyable += 1
             return None

@@ -13,7 +13,7 @@ from typing import Any, Final
 from lazystore._core.cache_map import FOREVER
 from lazystore.errors import without_trace
 
-__all__ = ["MISSING", "Claim", "Claims", "Failed", "Unused", "same_again"]
+__all__ = ["MISSING", "STALE_NS", "Claim", "Claims", "Failed", "Unused", "same_again"]
 
 
 class Missing:
@@ -27,6 +27,10 @@ class Missing:
 
 #: There is no value.
 MISSING: Final = Missing()
+
+
+#: The ``fresh_ns`` of an entry that is stale from the start.
+STALE_NS: Final = -1
 
 
 class Unused:

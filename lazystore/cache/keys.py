@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime
 import enum
 import math
-import operator
 import pathlib
 import uuid
 from collections.abc import Callable, Hashable
@@ -119,13 +118,8 @@ def _derived(key: Any, depth: int) -> bytes:
 
 def _plain_of_numpy(key: Any) -> Any:
     """The builtin that a numpy scalar is equal to, or None."""
-    if isinstance(key, str):
-        return str(key)
-    if isinstance(key, bytes):
-        return bytes(key)
-    if isinstance(key, float):
-        return float(key)
-    return operator.index(key) if hasattr(key, "__index__") else None
+    plain = key.item() if getattr(getattr(key, "dtype", None), "kind", "") in tuple("biufUS") else None
+    return plain if isinstance(plain, (int, float, str, bytes)) else None
 
 
 def _compares(kind: type) -> object:

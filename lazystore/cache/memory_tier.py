@@ -11,17 +11,18 @@ import functools
 import logging
 import operator
 import sys
-from collections.abc import Callable, Hashable, Iterable
+import weakref
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from lazystore._core.cache_map import FOREVER, CacheMap
 from lazystore._core.weigh import weigh as weigh_object
 from lazystore.cache.clock import Clock
-from lazystore.cache.entries import MISSING, Claim, Claims, Failed, Unused
+from lazystore.cache.entries import MISSING, STALE_NS, Claim, Claims, Failed, Unused
 from lazystore.cache.keys import begins_with
 from lazystore.cache.ledger import Ledger
 from lazystore.cache.tier_counters import TierCounters
-from lazystore.errors import ConfigError
+from lazystore.errors import ClosedError, ConfigError
 
 __all__ = ["Look", "MemoryTier"]
 
@@ -87,7 +88,11 @@ class MemoryTier:
         on_evict: Callable[[Hashable, Any, str], object] | None = None,
     ) -> None:
         self.map = CacheMap(max(1, budget), policy=policy, clock=None if clock.real else clock.monotonic_ns)
-        self.ledger = Ledger(budget, make_room=self._resize, used=lambda map=self.map: map.weight)  # type: ignore[misc]
+        held, this = (
+            self.map,
+            weakref.ref(self),
+        )  # not self: a forgotten cache is to go at once, not with the next cycles
+        self.ledger = Ledger(budget, make_room=lambda room: _resized(this, room), used=lambda: held.weight)
         #: The heaviest entry that is kept.
         self.largest = min(budget, max(budget // LARGEST_SHARE, SMALL_BUDGET))
         self.claims = Claims()
@@ -112,7 +117,11 @@ class MemoryTier:
             return None
         value, _, _, fresh_left, _ = entry
         if type(value) is Unused:
-            return Look(value.value, value.fresh_left(self._clock.monotonic_ns()), True, None)
+            now = self._clock.monotonic_ns()
+            if value.keep_left(now) <= 0:  # the map does not know: it would drop it and tell nobody that it was wasted
+                self._gone(self._popped(key, "expired"))
+                return None
+            return Look(value.value, value.fresh_left(now), True, None)
         if type(value) is Failed:
             return Look(None, 0, False, value.error)
         return Look(value, fresh_left, False, None)
@@ -132,7 +141,7 @@ class MemoryTier:
         with self.ledger.lock:
             entry = self.map.entry(key)
             unused = entry[0] if entry is not None else None
-            if type(unused) is not Unused:
+            if type(unused) is not Unused or unused.keep_left(now) <= 0:
                 return MISSING
             self._counts.prefetch_used += not unused.asked
             if unused.fresh_left(now) <= 0:
@@ -185,7 +194,7 @@ class MemoryTier:
                 self._counts.uncacheable += 1
                 return False
             fresh, keep = life
-            if weight > self.largest or weight > self.ledger.room:
+            if weight > self.largest or weight > self.map.max_weight:
                 self._counts.too_large += 1
                 left = self._popped(key, "replaced")
                 kept = False
@@ -194,15 +203,18 @@ class MemoryTier:
                 if wrapped:
                     now = self._clock.monotonic_ns()
                     value = Unused(value, now + fresh if fresh else 0, now + keep if keep else 0, weight)
-                    fresh = 1
+                    fresh, keep = STALE_NS, 0
                 pairs = self.map.put(key, value, weight, fresh_ns=fresh, keep_ns=keep)
-                self.ledger.note()
+                self.ledger.note(self.map.weight)
                 left = self._leaving(pairs, "size", key)
                 if self.spill is not None and life[0]:
                     self._ends[key] = self._clock.monotonic_ns() + life[0]
                 kept = True
-            left += self._swept()
-        self._gone(left)
+            self._stores += 1
+            if not self._stores % SWEEP:
+                left += self._leaving(self.map.expire(), "expired")
+        if left:
+            self._gone(left)
         return kept
 
     def remember(self, key: Hashable, error: Exception, keep_ns: int, claim: Claim) -> None:
@@ -210,17 +222,17 @@ class MemoryTier:
         failed = Failed(error)
         weight = failed.WEIGHT + sys.getsizeof(key) + self.map.entry_overhead
         with self.ledger.lock:
-            if claim.doomed or weight > self.largest or weight > self.ledger.room:
+            if claim.doomed or weight > self.largest or weight > self.map.max_weight:
                 return
-            left = self._leaving(self.map.put(key, failed, weight, fresh_ns=1, keep_ns=keep_ns), "size", key)
-            self.ledger.note()
+            left = self._leaving(self.map.put(key, failed, weight, fresh_ns=STALE_NS, keep_ns=keep_ns), "size", key)
+            self.ledger.note(self.map.weight)
         self._gone(left)
 
-    def drop(self, key: Hashable) -> tuple[bool, bool]:
+    def drop(self, key: Hashable, cause: str = "invalidated") -> tuple[bool, bool]:
         """Forget a key, and keep out what is on its way for it; whether it was here, and whether anything was."""
         with self.ledger.lock:
             coming = self.claims.doom(key)
-            left = self._popped(key, "invalidated")
+            left = self._popped(key, cause)
         self._gone(left)
         return bool(left), coming
 
@@ -250,26 +262,24 @@ class MemoryTier:
     # -- leaving ------------------------------------------------------------------------
 
     def _popped(self, key: Hashable, cause: str) -> list[Left]:
-        value = self.map.pop(key, MISSING)
-        return [] if value is MISSING else self._leaving([(key, value)], cause)
+        with self.ledger.lock:
+            value = self.map.pop(key, MISSING)
+            return [] if value is MISSING else self._leaving([(key, value)], cause)
 
-    def _swept(self) -> list[Left]:
-        """Now and then, entries that are dead."""
-        self._stores += 1
-        return [] if self._stores % SWEEP else self._leaving(self.map.expire(), "expired")
-
-    def _resize(self, room: int) -> Callable[[], None]:
-        """The ledger has so much room for the cache. With its lock held."""
+    def resize(self, room: int) -> Callable[[], None]:
+        """The ledger has so much room for the cache; with its lock held. What to call without."""
         left = self._leaving(self.map.resize(max(1, room)), "room")
         return functools.partial(self._gone, left)
 
-    def _leaving(self, pairs: Iterable[tuple[Any, Any]], cause: str, put: Hashable = MISSING) -> list[Left]:
+    def _leaving(self, pairs: Sequence[tuple[Any, Any]], cause: str, put: Hashable = MISSING) -> list[Left]:
         """Count what left the map; claim what is to go to disk. With the lock held; ``_gone`` does the rest without.
 
         Parameters:
             put: the key whose putting made them leave: its own former value is the first of them.
         """
         left: list[Left] = []
+        if not pairs:
+            return left
         now = self._clock.monotonic_ns() if self._ends else 0
         for key, value in pairs:
             why = "replaced" if put is not MISSING and not left and (key is put or key == put) else cause
@@ -294,14 +304,18 @@ class MemoryTier:
             if gone.claim is not None:
                 room = self._spilled(gone, room)
             if self._on_evict is not None:
-                try:
-                    self._on_evict(gone.key, gone.value, gone.cause)
-                except Exception:
-                    with self.ledger.lock:
-                        self._counts.callback_errors += 1
-                        first = self._counts.callback_errors == 1
-                    if first:
-                        log.exception("on_evict failed for %r; further failures are counted and not logged", gone.key)
+                self.call_back(self._on_evict, gone.key, gone.value, gone.cause)
+
+    def call_back(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call a function of the user's, which may break nothing: what it raises is logged once and counted."""
+        try:
+            callback(*args)
+        except Exception:
+            with self.ledger.lock:
+                self._counts.callback_errors += 1
+                first = self._counts.callback_errors == 1
+            if first:
+                log.exception("a callback failed for %r; further failures are counted and not logged", args[0])
 
     def _spilled(self, gone: Left, room: int) -> int:
         """Write one value; the bytes that may still be written."""
@@ -318,6 +332,24 @@ class MemoryTier:
             if gone.claim.doomed:
                 self.unspill(gone.key)
         return room
+
+    def flush(self, most: int) -> None:
+        """Write fresh values that are only in memory to disk, those that would leave last first, ``most`` bytes in all.
+
+        What was loaded ahead and not asked for stays out, as remembered errors do.
+        """
+        if self.spill is None:
+            return
+        now = self._clock.monotonic_ns()
+        for key, _ in self.map.items():
+            value = self.map.peek(key, MISSING)
+            if value is MISSING or most <= 0:
+                continue
+            end = self._ends.get(key, 0)
+            try:
+                most -= self.spill(key, value, end - now if end else FOREVER)
+            except ClosedError:  # the tier went first: then nothing can be kept
+                return
 
     def close(self) -> None:
         """Let go of everything, and tell nobody."""
@@ -338,3 +370,12 @@ class MemoryTier:
 
     def __repr__(self) -> str:
         return f"<MemoryTier {len(self.map)} values, {self.ledger!r}>"
+
+
+def _resized(memory: weakref.ref[MemoryTier], room: int) -> Callable[[], None]:
+    there = memory()
+    return there.resize(room) if there is not None else _nothing
+
+
+def _nothing() -> None:
+    pass

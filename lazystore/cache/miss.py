@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Hashable
+from inspect import CO_COROUTINE
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from lazystore.cache.bridge import deadline_left, is_awaitable
+from lazystore.cache.bridge import deadline_left, is_async, is_awaitable
 from lazystore.cache.entries import MISSING, Claim
 from lazystore.cache.retries import Retries
 from lazystore.errors import ClosedError, LoadError
@@ -33,11 +35,13 @@ class Miss:
     """A request that memory could not answer at once. Made by :class:`Tiers`; used once.
 
     Attributes:
+        failed: its load did, whether or not a stale value stood in.
         asked: of one that is loaded ahead: somebody asked for the value meanwhile.
     """
 
     __slots__ = (
-        "_claim", "_counted", "_tiers", "_wrote", "asked", "keep", "key", "load", "purpose", "retries", "ttl", "weigh"
+        "_claim", "_counted", "_tiers", "_wrote", "asked", "failed", "keep", "key", "load", "purpose", "retries", "ttl",
+        "weigh",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +65,7 @@ class Miss:
         self.retries = retries
         self.purpose = purpose
         self.asked = False
+        self.failed = False
         self._claim: Claim | None = None
         self._counted = purpose is not Purpose.DEMAND
         self._wrote = False
@@ -68,7 +73,12 @@ class Miss:
     @property
     def call(self) -> Callable[[], Any]:
         """What :class:`Loads` is to run: a coroutine function for a coroutine function."""
-        return self.arun if self._tiers.bridge.is_async(self.load) else self.run
+        load = self.load
+        if type(load) is FunctionType:
+            awaits = bool(load.__code__.co_flags & CO_COROUTINE)
+        else:
+            awaits = is_async(load)
+        return self.arun if awaits else self.run
 
     def run(self) -> Any:
         """The value, or an awaitable of it where the loader returns one. Blocks while it reads and loads."""
@@ -95,7 +105,6 @@ class Miss:
             if self._tiers.shelf is not None:
                 value = await self._tiers.bridge.acall(self._from_disk)
             if value is MISSING:
-                self._loading()
                 value = await self._awaited(None, 1)
             return value
         finally:
@@ -103,8 +112,13 @@ class Miss:
 
     def joined(self) -> None:
         """The request is over: unless this one ran for it, it waited for another's load."""
+        counts = self._tiers.counts
         if not self._counted:
-            self._count("joins")
+            with self._tiers.lock:
+                if not self._counted:
+                    self._counted = True
+                    counts.requests += 1
+                    counts.joins += 1
 
     # -- the steps ----------------------------------------------------------------------
 
@@ -114,13 +128,21 @@ class Miss:
         look = tiers.memory.look(self.key)
         if look is not None and look.fresh_left > 0:
             if self.purpose is Purpose.DEMAND:
-                self._count("hits")
+                with tiers.lock:
+                    if not self._counted:
+                        self._counted = True
+                        tiers.counts.requests += 1
+                        tiers.counts.hits += 1
                 if look.unused:
                     tiers.memory.use(self.key)
             return look.value
-        self._count("misses")
+        counts = tiers.counts
         with tiers.lock:
-            tiers.counts.prefetch_issued += self.purpose is Purpose.AHEAD
+            if not self._counted:
+                self._counted = True
+                counts.requests += 1
+                counts.misses += 1
+            counts.prefetch_issued += self.purpose is Purpose.AHEAD
             self._claim = tiers.memory.claims.enter(self.key)
         return MISSING
 
@@ -133,17 +155,13 @@ class Miss:
         if found is None:
             return MISSING
         value, fresh = found
-        self._store(value, tiers.life_left(fresh))
+        if self.keep:
+            self._store(value, tiers.life_left(fresh))
         return value
-
-    def _loading(self) -> None:
-        with self._tiers.lock:
-            self._tiers.counts.loads += 1
 
     def _loaded(self) -> Any:
         """What the loader gives, kept; or a coroutine that does so with the awaitable it gave."""
         clock = self._tiers.clock
-        self._loading()
         attempt = 1
         while True:
             begun = clock.monotonic_ns()
@@ -152,7 +170,7 @@ class Miss:
             except Exception as error:
                 wait = self._wait(attempt, error)
                 if wait < 0:
-                    value = self._failed(error)
+                    value = self._failed(error, clock.monotonic_ns() - begun)
                     if value is MISSING:
                         raise
                     return value
@@ -180,7 +198,7 @@ class Miss:
             except Exception as error:
                 wait = self._wait(attempt, error)
                 if wait < 0:
-                    value = self._failed(error)
+                    value = self._failed(error, tiers.clock.monotonic_ns() - begun)
                     if value is MISSING:
                         raise
                     return value
@@ -210,8 +228,14 @@ class Miss:
         with tiers.lock:
             tiers.counts.times.add(taken / 1e9)
         tiers.look_at_pressure()
-        if not self.keep:
-            return
+        if self.keep:
+            self._put_away(value)
+        if tiers.on_load is not None:
+            weight = tiers.memory.weight_of(self.key, value, self.weigh)
+            tiers.memory.call_back(tiers.on_load, self.key, taken / 1e9, weight, None)
+
+    def _put_away(self, value: Any) -> None:
+        tiers = self._tiers
         life = tiers.life(self.ttl)
         kept = self._store(value, life)
         shelf = tiers.shelf
@@ -239,14 +263,18 @@ class Miss:
         if self._tiers.ahead.get(self.key) is self:
             del self._tiers.ahead[self.key]
         self._tiers.counts.prefetch_used += self.asked
+        self._tiers.counts.prefetch_late += self.asked
         return not self.asked
 
-    def _failed(self, error: Exception) -> Any:
+    def _failed(self, error: Exception, taken: int) -> Any:
         """A stale value that may stand in, or MISSING: the error is to be raised, and perhaps remembered."""
         tiers = self._tiers
+        self.failed = True
         with tiers.lock:
             tiers.counts.failed(error)
             tiers.counts.prefetch_errors += self.purpose is Purpose.AHEAD
+        if tiers.on_load is not None:
+            tiers.memory.call_back(tiers.on_load, self.key, taken / 1e9, 0, error)
         look = tiers.memory.look(self.key)
         if look is not None and look.error is None and tiers.may_stand_in(look):
             if self.purpose is Purpose.DEMAND:
@@ -270,11 +298,3 @@ class Miss:
                 del tiers.ahead[self.key]
         if claim.doomed and self._wrote and tiers.shelf is not None:
             tiers.shelf.delete(self.key)
-
-    def _count(self, outcome: str) -> None:
-        counts = self._tiers.counts
-        with self._tiers.lock:
-            if not self._counted:
-                self._counted = True
-                counts.requests += 1
-                setattr(counts, outcome, getattr(counts, outcome) + 1)

@@ -79,6 +79,12 @@ class PageWave:
         """Whether all of its pages were taken over, or given up."""
         return self._begun.is_set() and not self._pages
 
+    def wait(self, timeout: float) -> None:
+        """Return when they have landed, or will not come, or after ``timeout`` seconds; raises nothing of theirs."""
+        self._begun.wait()
+        if not self._off and self._flight is not None:
+            self._flight.wait(timeout)
+
     def page(self, key: Hashable) -> memoryview:
         """One of the pages, read-only; waits until it has landed.
 

@@ -331,13 +331,17 @@ class PagedObject:
     def _load(self, number: int) -> Any:
         """A page that is not in memory: from disk, from a wave that brings it, or fetched now."""
         key = self._key(number)
-        self.bring([number])  # before it waits for its turn to load: what is on its way is bounded by the budget
+        mine = self.bring([number])
         try:
+            if (wave := self._board.wave(key)) is not None:
+                wave.wait(self._timeout)  # before it waits for its turn to load: who has that must not wait for room
             return self._tiers.get(key, partial(self._arrived, number, key), ttl=None, weigh=len, retry=False)
         finally:
             wave = self._board.wave(key)
             if wave is not None and wave.ended:
                 wave.taken(key)
+            if mine is not None:
+                mine.give_up()  # another has put the page there meanwhile, or this thread was interrupted
 
     def _arrived(self, number: int, key: Hashable) -> memoryview:
         """What the tiers load a page with."""
@@ -347,11 +351,13 @@ class PagedObject:
                 continue  # claimed by another in between
             try:
                 return wave.page(key)
+            except CalledOff:
+                page: memoryview | None = self._tiers.peek(key)
+                if page is not None:
+                    return page  # it was handed over to the cache
             except SourceChangedError:
                 self._drop()
                 raise
-            except CalledOff:
-                continue
             except FetchError:
                 if not wave.ahead:
                     raise  # it was asked for in earnest; what was only read ahead is asked for once more
@@ -379,7 +385,9 @@ class PagedObject:
         return wave
 
     def _room(self, nbytes: int, *, wait: bool) -> Reservation | None:
-        """Room for bytes on their way. Pages read ahead that have landed give way to those that are waited for."""
+        """Room for bytes on their way. Whatever has landed gives way: were it to wait for its readers, readers that
+        wait for room could wait for each other.
+        """
         reserve = self._tiers.ledger.reserve
         what = "pages on their way"
         deadline = Deadline(self._timeout)
@@ -389,7 +397,7 @@ class PagedObject:
             except LoadTimeoutError:
                 if not wait:
                     return None
-                landed = [wave for wave in self._board.waves() if wave.ahead and wave.ended]
+                landed = [wave for wave in self._board.waves() if wave.ended]
                 if not landed and deadline.passed():
                     raise
             for wave in landed:

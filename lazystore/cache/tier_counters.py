@@ -66,7 +66,6 @@ class TierCounters:
     stale_served: int = 0  #: hits that were stale, within stale_while_revalidate
     stale_on_error: int = 0  #: failed loads that a stale value stood in for
     refreshes: int = 0  #: loads begun in the background because a stale value was served
-    loads: int = 0  #: loads begun, each with all its attempts
     load_errors: int = 0  #: loads that failed for good
     retries: int = 0  #: attempts after the first ones
     disk_hits: int = 0
@@ -99,6 +98,7 @@ class TierCounters:
         names = [counter.name for counter in dataclasses.fields(self) if counter.name not in ("by_cause", "times")]
         told: dict[str, int | float | str] = {name: getattr(self, name) for name in names}
         told["requests"], told["hits"] = self.requests + map_hits, self.hits + map_hits
+        told["loads"] = self.times.count + self.load_errors  # that ended, each with all its attempts
         told.update({f"evicted_{cause}": count for cause, count in self.by_cause.items()})
         told["evictions"] = self.by_cause["size"] + self.by_cause["room"]
         told["load_seconds"] = self.times.total

@@ -25,6 +25,7 @@ from lazystore.cache.loads import Loads
 from lazystore.cache.memory_tier import Look, MemoryTier
 from lazystore.cache.miss import Miss, Purpose
 from lazystore.cache.pressure import Pressure
+from lazystore.cache.refreshes import Refreshes
 from lazystore.cache.retries import Retries
 from lazystore.cache.single_flight import Flight
 from lazystore.cache.tier_counters import TierCounters
@@ -32,8 +33,6 @@ from lazystore.cache.workers import Workers
 from lazystore.errors import ClosedError, ConfigError, UnhashableKeyError
 
 if TYPE_CHECKING:
-    import asyncio
-
     from lazystore.cache.disk import DiskTier
 
 __all__ = ["UNSET", "Tiers"]
@@ -51,10 +50,6 @@ class Unset:
 #: As the store has it.
 UNSET: Final = Unset()
 
-#: How urgent refreshing a stale value is, among what is loaded in the background.
-REFRESH_PRIORITY = 1.0
-#: Seconds in which a value whose refresh failed is not refreshed again.
-REST_S = 1.0
 _ONCE = Retries(attempts=1)
 
 
@@ -84,6 +79,7 @@ class Tiers:
         rng: uniform in [0, 1), for the jitter; by default the operating system's.
         on_evict: told ``(key, value, cause)`` of each value that left memory, see ``tier_counters.CAUSES``; outside any
             lock, in the thread that made it leave. What it raises is logged once and counted.
+        on_load: told ``(key, seconds, bytes, error or None)`` of each load that ended, of its last attempt; likewise.
 
     A value weighing more than an eighth of the budget, or more than 8 MiB where that is more, is handed out and not
     kept in memory. A hit is one call of C inside one of Python; :attr:`hit` is the call in C alone.
@@ -115,6 +111,7 @@ class Tiers:
         clock: Clock | None = None,
         rng: Callable[[], float] | None = None,
         on_evict: Callable[[Hashable, Any, str], object] | None = None,
+        on_load: Callable[[Hashable, float, int, BaseException | None], object] | None = None,
     ) -> None:
         _check_times(negative_ttl, stale_while_revalidate, stale_if_error)
         if not 0 <= ttl_jitter < 1:
@@ -124,11 +121,13 @@ class Tiers:
         self.memory = MemoryTier(
             memory, policy=policy, clock=self.clock, counts=self.counts, weigh=weigh, on_evict=on_evict
         )
+        self.on_load = on_load
         self.shelf: DiskShelf | None = None
         if disk is not None:
-            self.shelf = DiskShelf(disk, namespace, clock=self.clock, counts=self.counts, lock=self.lock)
+            self.shelf = DiskShelf(disk, namespace, clock=self.clock, counts=self.counts, ledger=self.ledger)
             if self.shelf.spills:
                 self.memory.spill, self.memory.unspill = self.shelf.spill, self.shelf.delete
+            self.ledger.charge(self.shelf.index_bytes)
         #: A fresh value, counted, or a default: the map's own method, for callers that cannot afford another call.
         #: What was loaded ahead, and stale values, only :meth:`get` finds.
         self.hit = self.memory.map.get
@@ -147,9 +146,7 @@ class Tiers:
         self._while_ns, self._error_ns = _ns(stale_while_revalidate), _ns(stale_if_error)
         self._retries = retries or Retries()
         self._closed = False
-        self._refreshing: set[Hashable] = set()
-        self._resting: dict[Hashable, int] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._refreshes = Refreshes(self)
         self.life(ttl)  # says at once what is wrong with it
         _ALL.add(self)
 
@@ -195,7 +192,7 @@ class Tiers:
         look = self._second_look(key)
         if look is not None:
             if look.fresh_left <= 0:
-                self._refresh(key, load, ttl, weigh, retry)
+                self._refreshes.begin(self._miss(key, load, ttl, weigh, True, retry, Purpose.REFRESH))
             return look.value
         miss = self._miss(key, load, ttl, weigh, keep, retry, Purpose.DEMAND)
         try:
@@ -224,7 +221,7 @@ class Tiers:
         look = self._second_look(key)
         if look is not None:
             if look.fresh_left <= 0:
-                self._refresh(key, load, ttl, weigh, retry, here=True)
+                self._refreshes.begin(self._miss(key, load, ttl, weigh, True, retry, Purpose.REFRESH))
             return look.value
         miss = self._miss(key, load, ttl, weigh, keep, retry, Purpose.DEMAND)
         try:
@@ -257,6 +254,9 @@ class Tiers:
             hash(key)
         except TypeError as error:
             raise _unhashable(key, error) from None
+        look = self.memory.look(key)
+        if look is not None and look.fresh_left > 0:
+            return Flight.of(key, look.value)
         miss = self._miss(key, load, ttl, weigh, True, retry, Purpose.AHEAD)
         with self.lock:
             first = self.ahead.setdefault(key, miss) is miss
@@ -297,10 +297,10 @@ class Tiers:
         life = self.life(self.ttl if isinstance(ttl, Unset) else ttl)
         try:
             weight = self.memory.weight_of(key, value, weigh)
-            self.memory.drop(key)
+            self.memory.drop(key, "replaced")
         except TypeError as error:
             raise _unhashable(key, error) from None
-        self._forget(key)
+        self.loads.forget(key)
         kept = self.memory.store(key, value, weight, life)
         if self.shelf is not None:
             self.shelf.loaded(key, value, life[0], kept)
@@ -315,7 +315,7 @@ class Tiers:
         except TypeError as error:
             raise _unhashable(key, error) from None
         if coming:
-            self._forget(key)
+            self.loads.forget(key)
         stored = self.shelf is not None and self.shelf.delete(key)
         return here or stored or coming
 
@@ -329,7 +329,7 @@ class Tiers:
         """
         count, coming = self.memory.clear(prefix, memory=memory)
         for key in coming:
-            self._forget(key)
+            self.loads.forget(key)
         return count + (self.shelf.clear(prefix) if disk and self.shelf is not None else 0)
 
     def counters(self) -> dict[str, int | float | str]:
@@ -362,6 +362,7 @@ class Tiers:
     @property
     def may_speculate(self) -> bool:
         """Whether there is memory for loads that nobody asked for."""
+        self.look_at_pressure()
         return not self.pressure.severe
 
     @property
@@ -369,11 +370,31 @@ class Tiers:
         return self._closed
 
     def close(self, grace: float = 2.0) -> None:
-        """Let what is being loaded end, or give it up after ``grace`` seconds; forget all values; end the threads."""
-        if self._closed:
-            return
-        self._closed = True
-        self.loads.close(grace)
+        """Let what is being loaded end, or give it up after ``grace`` seconds; forget all values; end the threads.
+
+        With a disk tier that spills, what is fresh and only in memory is written first. The tier stays open: it is
+        its maker's. Twice is harmless.
+        """
+        if not self._closed:
+            self._closed = True
+            self.loads.close(grace)
+            self._flush()
+            self._end(grace)
+
+    async def aclose(self, grace: float = 2.0) -> None:
+        """:meth:`close` for a task: its loop goes on while loads end."""
+        if not self._closed:
+            self._closed = True
+            await self.loads.aclose(grace)
+            if self.shelf is not None:
+                await self.bridge.acall(self._flush)
+            self._end(grace)
+
+    def _flush(self) -> None:
+        if self.shelf is not None:
+            self.memory.flush(self.shelf.tier.max_bytes)
+
+    def _end(self, grace: float) -> None:
         if self._own_workers:
             self.workers.close(grace)
         self.bridge.close()
@@ -399,11 +420,13 @@ class Tiers:
         return look.fresh_left > -self._error_ns if self._error_ns else False
 
     def look_at_pressure(self) -> None:
-        """Lower or raise the cache's target if it is time to look."""
+        """Lower or raise the cache's target if it is time to look; and count the disk's index, which grows."""
         if self.pressure.due():
             share = self.pressure.look()
             if share != self.ledger.share:
                 self.ledger.retarget(share)
+            if self.shelf is not None:
+                self.ledger.charge(self.shelf.index_bytes)
 
     # -- inside -------------------------------------------------------------------------
 
@@ -437,9 +460,8 @@ class Tiers:
         """Somebody asks for what is being loaded ahead."""
         with self.lock:
             late = self.ahead.get(key)
-            if late is not None and not late.asked:
+            if late is not None:
                 late.asked = True
-                self.counts.prefetch_late += 1
 
     def _miss(
         self,
@@ -456,66 +478,6 @@ class Tiers:
             retries=self._retries if retry else _ONCE, purpose=purpose,
         )  # fmt: skip
 
-    def _refresh(
-        self,
-        key: Hashable,
-        load: Callable[[], Any],
-        ttl: float | Unset | None,
-        weigh: Callable[[Any], int] | None,
-        retry: bool,
-        *,
-        here: bool = False,
-    ) -> None:
-        """Load a stale value anew in the background, once at a time, and not right after that failed.
-
-        Parameters:
-            here: a coroutine function is awaited in the running loop, where its clients belong.
-        """
-        with self.lock:
-            if key in self._refreshing or self._resting.get(key, 0) > self.clock.monotonic_ns():
-                return
-            self._refreshing.add(key)
-            self.counts.refreshes += 1
-        miss = self._miss(key, load, ttl, weigh, True, retry, Purpose.REFRESH)
-        try:
-            if here and self.bridge.is_async(load):
-                import asyncio
-
-                task = asyncio.create_task(self._refresh_here(miss))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-            else:
-                self.loads.start(
-                    key, miss.call, priority=REFRESH_PRIORITY, on_done=lambda flight: self._refreshed(key, flight.error)
-                )
-        except BaseException:
-            self._refreshed(key, None)
-            raise
-
-    async def _refresh_here(self, miss: Miss) -> None:
-        error: BaseException | None = None
-        try:
-            await self.loads.aload(miss.key, miss.call)
-        except Exception as caught:  # noqa: BLE001 - counted by the miss; the stale value was served already
-            error = caught
-        finally:
-            self._refreshed(miss.key, error)
-
-    def _refreshed(self, key: Hashable, error: BaseException | None) -> None:
-        now = self.clock.monotonic_ns()
-        with self.lock:
-            self._refreshing.discard(key)
-            if error is not None:
-                for old in [k for k, until in self._resting.items() if until <= now]:
-                    del self._resting[old]
-                self._resting[key] = now + max(self.negative_ns, _ns(REST_S))
-
-    def _forget(self, key: Hashable) -> None:
-        """Let the next request for a key load anew, whatever is on its way."""
-        flight = self.loads.flights.find(key)
-        if flight is not None:
-            self.loads.flights.forget(flight)
-
     def _over(self, miss: Miss) -> None:
         """A load ahead has ended, or will never run."""
         with self.lock:
@@ -531,8 +493,7 @@ class Tiers:
         self.memory.reset_after_fork()
         self.pressure.reset_after_fork()
         self.ahead.clear()
-        self._refreshing.clear()
-        self._tasks.clear()
+        self._refreshes.clear()
 
     def __reduce__(self) -> str:
         raise TypeError("Tiers hold live values and cannot be pickled; a LazyStore pickles as its arguments")

@@ -9,12 +9,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from lazystore.errors import FetchError
 from lazystore.fetch.flight import Outcome, Wave
 
-__all__ = ["Errand", "ErrandFlight", "ReadAhead"]
+__all__ = ["Errand", "ErrandFlight", "ReadAhead", "Runnable"]
 
 #: Bytes of one system call: as long as one takes, calling an errand off may have to wait.
 PIECE = 4 << 20
@@ -83,6 +83,12 @@ class ErrandFlight(Wave):
         self._errand.live = False
 
 
+class Runnable(Protocol):
+    """What the thread is given: it tells its own outcome and raises nothing."""
+
+    def run(self) -> None: ...
+
+
 class ReadAhead:
     """A daemon thread that does errands one after the other; it starts with the first.
 
@@ -91,12 +97,12 @@ class ReadAhead:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._errands: deque[Errand] = deque()
+        self._errands: deque[Runnable] = deque()
         self._turn = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def put(self, errand: Errand, *, urgent: bool = False) -> None:
+    def put(self, errand: Runnable, *, urgent: bool = False) -> None:
         """Hand over an errand; an urgent one is done before all that wait."""
         if self._pid != os.getpid():
             self.__init__()  # type: ignore[misc]
@@ -123,7 +129,7 @@ class ReadAhead:
             errand.run()
             del errand  # an idle thread holds no buffers
 
-    def _next(self) -> Errand | None:
+    def _next(self) -> Runnable | None:
         with self._turn:
             while not self._errands and not self._closed:
                 self._turn.wait()

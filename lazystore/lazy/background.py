@@ -290,6 +290,7 @@ class Background:
     ) -> Handle[Any]:
         handle: Handle[Any] = Handle(self._tiers, key, load, timeout=self._timeout, **(options or {}))
         job = _Queued(handle, key, priority, group)
+        handle._queue(lambda: self._taken(job))  # before the lock: handles have one of their own
         with self._lock:
             if self._closed:
                 raise ClosedError(f"{key!r} cannot be prefetched: the store is closed")
@@ -297,7 +298,6 @@ class Background:
             if queued is not None:
                 self._queue.promote(queued, priority, False)
                 return queued.handle  # type: ignore[attr-defined,no-any-return]
-            handle._queue(lambda: self._taken(job))
             self._queue.push(job)
             self._counts["queued"] += 1
         return handle

@@ -237,8 +237,8 @@ def open_paged(
 ) -> IO[Any]:
     """The kind of file that :func:`open` would give for these arguments, over ``raw``.
 
-    ``rb``: a :class:`BufferedLazyFile`, with ``buffering=0`` ``raw`` itself; ``r`` and ``rt``: a TextIOWrapper, of UTF-8
-    if no ``encoding`` is given.
+    ``rb``: a :class:`BufferedLazyFile`, with ``buffering=0`` ``raw`` itself; ``r`` and ``rt``: a TextIOWrapper, of
+    UTF-8 if no ``encoding`` is given.
 
     Raises as :func:`check_mode` does.
     """

@@ -124,9 +124,10 @@ class Handle(Generic[T]):
 
         Returns: whether it is cancelled.
         """
+        take = self._take
+        if take is not None and not take():
+            return self._state == CANCELLED
         with _changing:
-            if self._state == QUEUED and (self._take is None or not self._take()):
-                return False
             if self._state in (ASLEEP, QUEUED):
                 self._cancelled("before it began")
             return self._state == CANCELLED
@@ -140,10 +141,10 @@ class Handle(Generic[T]):
         with _changing:
             if self.done:
                 return True
-            if self._state == QUEUED and self._take is not None:
-                self._take()
-            self._state, self._take = LOADING, None
-            return False
+            take, self._take, self._state = self._take, None, LOADING
+        if take is not None:
+            take()  # without the lock: the queue has one of its own
+        return False
 
     @property
     def _call(self) -> Callable[[], Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cache, cached_property, partial
 from types import TracebackType
@@ -18,15 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lazystore.cache.retries import Retries
 from lazystore.cache.tiers import UNSET, Tiers
 from lazystore.errors import ClosedError, ConfigError, UnsupportedError
-from lazystore.lazy.events import Events, kind_of
+from lazystore.lazy.events import Events
 from lazystore.lazy.health import HealthWindow
 from lazystore.lazy.loading import Loading
+from lazystore.lazy.looking import Looking
 from lazystore.lazy.options import StoreOptions, preset
 from lazystore.lazy.source import AnyIterable, Source, as_source, is_stable
 from lazystore.lazy.strategy import DataSize, Strategy
 
 if TYPE_CHECKING:
     from lazystore.cache.disk import DiskTier
+    from lazystore.cache.origins import Origins
+    from lazystore.cache.paged import PagedObject
     from lazystore.lazy.background import Background
     from lazystore.lazy.chunks import ByKeys, ChunkPass, Chunks
     from lazystore.lazy.cursor import CursorSigner
@@ -52,7 +54,7 @@ class _Open:
         return owner.from_url if store is None else store.open_file
 
 
-class LazyStore(Loading):
+class LazyStore(Loading, Looking):
     """Lazy access to a source: values, chunks, pages, streams and background loads, in one memory budget.
 
     Parameters:
@@ -152,7 +154,7 @@ class LazyStore(Loading):
             ttl=options.ttl, ttl_jitter=options.ttl_jitter, negative_ttl=options.negative_ttl,
             stale_while_revalidate=options.stale_while_revalidate, stale_if_error=options.stale_if_error,
             weigh=options.weigh, concurrency=options.concurrency, retries=Retries(attempts=options.attempts),
-            on_evict=options.on_evict, clock=options.clock,
+            on_evict=options.on_evict, on_load=self._events.loaded, clock=options.clock,
         )  # fmt: skip
 
     # -- how stores are made ------------------------------------------------------------
@@ -209,16 +211,14 @@ class LazyStore(Loading):
         from lazystore.lazy.file import check_mode, open_paged
 
         self._check_open()
-        options = how.pop("storage_options", self._storage_options)
+        options = how.pop("storage_options", None)
         check_mode(mode, **{"buffering": -1, "encoding": None, "errors": None, "newline": None, **how})
         return open_paged(self._raw_file(os.fspath(url), options), mode, **how)
 
     def _raw_file(self, url: str, options: Mapping[str, Any] | None) -> LazyFile:
-        from lazystore.cache.paged import PagedObject
         from lazystore.lazy.file import LazyFile
 
-        paged = PagedObject(url, self._tiers, page=self.options.chunk, storage_options=options)
-        return LazyFile(paged, reopen=partial(_reopened, self, url, options))
+        return LazyFile(self._paged(url, options), reopen=partial(_reopened, self, url, options))
 
     def _as_source(self, given: Any) -> Source:
         if isinstance(given, (str, os.PathLike)):
@@ -226,13 +226,19 @@ class LazyStore(Loading):
         return as_source(given)
 
     def _object(self, url: str) -> Source:
+        return Source.from_object(url, cache(partial(self._paged, url)))
+
+    def _paged(self, url: str, options: Mapping[str, Any] | None = None) -> PagedObject:
         from lazystore.cache.paged import PagedObject
 
-        @cache
-        def opened() -> PagedObject:
-            return PagedObject(url, self._tiers, page=self.options.chunk, storage_options=self._storage_options)
+        return PagedObject(self._origins.find(url, options), self._tiers, page=self.options.chunk)
 
-        return Source.from_object(url, opened)
+    @cached_property
+    def _origins(self) -> Origins:
+        """Where objects come from: one source a bucket or host, for all files of the store."""
+        from lazystore.cache.origins import Origins
+
+        return Origins(self._storage_options)
 
     def _adopt(self, source: Source) -> Source:
         """The store's own source; on disk its entries need a name that means the same in every process."""
@@ -466,51 +472,6 @@ class LazyStore(Loading):
 
     # -- looking ------------------------------------------------------------------------
 
-    def stats(self) -> dict[str, Any]:
-        """What the store holds and what happened in it since it was made, as plain values.
-
-        ``hits + misses + joins == requests`` of the tiers (``operations`` counts calls of verbs instead), and
-        ``memory_used`` is the sum of what the entries weigh. Cost: O(entries), to count chunks and pages.
-        """
-        keys = self._tiers.memory.map.keys()
-        background = self.background.stats() if "background" in self.__dict__ else {}
-        return {
-            "name": self._events.name,
-            **self._counters(),
-            **self._events.snapshot(),
-            "entries_by_kind": dict(Counter(map(kind_of, keys))),
-            "active_streams": sum(not (stream.closed or stream.info().done) for stream in list(self._open_streams)),
-            "background": background,
-            "background_tasks": background.get("waiting", 0) + background.get("under_way", 0),
-        }
-
-    def _counters(self) -> dict[str, Any]:
-        """The tiers' counters, and the disk tier's under names of their own."""
-        found: dict[str, Any] = dict(self._tiers.counters())
-        requests = found["requests"]
-        served = (
-            found["hits"] + found["joins"] + min(found["disk_hits"], found["misses"])
-        )  # loads ahead hit the disk too
-        found["hit_ratio"] = served / requests if requests else 0.0
-        found["memory_used"], found["memory_limit"] = found.pop("bytes"), found.pop("limit")
-        shelf = self._tiers.shelf
-        disk = shelf.tier.counters() if shelf is not None else {}
-        found["disk"] = disk
-        found["disk_bytes"] = disk.get("nbytes", 0)
-        found["compression_savings"] = disk.get("compression_savings", 0)
-        health = shelf.tier.health() if shelf is not None else None
-        found["disk_health"] = "ok" if health is None or health.ok else health.reason
-        found["closed"] = self._closed
-        return found
-
-    def health(self, thresholds: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """``{"status": "ok" | "degraded" | "failing", "reasons": [...], ...}`` over the last minute; asks nobody.
-
-        Parameters:
-            thresholds: limits in place of those in :data:`lazystore.lazy.health.THRESHOLDS`.
-        """
-        return self._health.judge(self._counters(), thresholds)
-
     @property
     def tiers(self) -> Tiers:
         """The cache below: memory, disk, and who loads."""
@@ -547,6 +508,8 @@ class LazyStore(Loading):
         for stream in list(self._open_streams):
             stream.close()
         self._tiers.close(grace)
+        if "_origins" in self.__dict__:
+            self._origins.close()
 
     async def aclose(self, grace: float = 5.0) -> None:
         """:meth:`close` for event loops: waits in a thread of its own."""

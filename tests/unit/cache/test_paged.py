@@ -19,6 +19,7 @@ from lazystore.cache.page_waves import board_of
 from lazystore.cache.paged import PagedObject
 from lazystore.cache.tiers import Tiers
 from lazystore.errors import ClosedError, ConfigError, DatasetNotFoundError, FetchError, SourceChangedError
+from lazystore.lazy.file import LazyFile
 
 PAGE = 4096
 SIZE = 40 * PAGE + 77
@@ -117,6 +118,37 @@ def test_many_threads_and_files_fetch_each_page_once(far: VersionedSource, tiers
     assert set(far.asked().values()) == {1}
 
 
+def test_readers_that_wait_for_room_do_not_wait_for_each_other() -> None:
+    far, tiers = VersionedSource({"a": DATA * 4}), Tiers(memory=256 << 10, concurrency=2)
+    failures: list[Exception] = []
+
+    def read(seed: int) -> None:
+        chance = random.Random(seed)
+        file = LazyFile(paged(far, tiers, timeout=20.0))
+        try:
+            for _ in range(6):
+                at = file.seek(chance.randrange(4 * SIZE))
+                for length in (100, 7 * PAGE, 30 * PAGE):
+                    data = file.read(length)
+                    assert data == far.objects["a"][at : at + length]
+                    at += len(data)
+        except Exception as error:  # noqa: BLE001 - told by the test
+            failures.append(error)
+        finally:
+            file.close()
+
+    with Postman(far, 5, patience=0.0005):
+        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    assert (tiers.ledger.reserved, len(board_of(tiers))) == (0, 0)
+    assert tiers.ledger.peak <= 256 << 10
+    tiers.close()
+
+
 def test_a_view_of_one_page_is_not_a_copy(far: VersionedSource, tiers: Tiers) -> None:
     with_pages = paged(far, tiers)
     one, two = with_pages.read_view(10, 20), with_pages.read_view(10, 20)
@@ -195,12 +227,17 @@ def test_a_small_budget_gets_small_pages_and_a_large_read_still_fits() -> None:
     tiers.close()
 
 
-def test_pages_read_ahead_give_way_to_those_that_are_waited_for() -> None:
+@pytest.mark.parametrize("ahead", [True, False])
+def test_landed_pages_that_nobody_takes_give_way_to_those_that_are_waited_for(ahead: bool) -> None:
     far, tiers = VersionedSource({"a": DATA}), Tiers(memory=128 << 10)
-    idle, busy = paged(far, tiers), paged(far, tiers)
-    waves = [idle.bring(range(at, at + 4), ahead=True) for at in range(0, 40, 4)]
-    assert None in waves  # half of the budget is the most that can be on its way
+    idle, busy = paged(far, tiers), paged(far, tiers, timeout=1.0)
+    waves = [idle.bring(range(at, at + 4), ahead=ahead) for at in range(0, 16, 4)]
+    assert tiers.ledger.reserved == tiers.ledger.reservable
+    assert idle.bring([30], ahead=True) is None  # half of the budget is the most that can be on its way
     assert busy.read(39 * PAGE, 500) == DATA[39 * PAGE : 39 * PAGE + 500]
+    for wave in waves:
+        assert wave is not None
+        wave.give_up()
     tiers.close()
 
 

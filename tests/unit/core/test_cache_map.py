@@ -59,7 +59,7 @@ def test_unknown_policies_are_refused_by_name() -> None:
     [
         {"weight": -1},
         {"weight": 11},
-        {"fresh_ns": -1},
+        {"fresh_ns": -2},
         {"keep_ns": -1},
         {"fresh_ns": 5, "keep_ns": 4},
         {"keep_ns": 5},
@@ -424,6 +424,18 @@ def test_a_clock_is_read_for_entries_that_expire_only() -> None:
     assert not readings
     cache.put("once", 1, fresh_ns=100)
     assert len(readings) == 1
+
+
+@pytest.mark.parametrize("clock", [None, lambda: 0, lambda: 1000])
+def test_an_entry_can_be_stale_from_the_start(clock: Callable[[], int] | None) -> None:
+    cache = CacheMap(10, clock=clock)
+    cache.put("key", 1, fresh_ns=-1)
+    assert cache.get("key") is cache.peek("key") is None
+    assert cache.entry("key")[:2] == (1, 1)
+    assert cache.entry("key")[3] < 0
+    assert cache.put("key", 2, fresh_ns=-1, keep_ns=10**15) == [("key", 1)]
+    assert cache.get("key") is None
+    assert cache.entry("key")[0] == 2
 
 
 def test_a_clock_that_raises_changes_nothing() -> None:

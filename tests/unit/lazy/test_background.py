@@ -130,6 +130,53 @@ def test_a_handle_is_done_without_being_asked_and_can_be_awaited(rooms: Any) -> 
     assert asyncio.run(main()) == ("value", "j")
 
 
+def test_async_loads_run_on_the_loop_that_asked_for_them(rooms: Any) -> None:
+    room = rooms(slots=2)
+    loops: list[Any] = []
+
+    def load_of(key: int) -> Any:
+        async def load() -> int:
+            await asyncio.sleep(0.001)
+            loops.append(asyncio.get_running_loop())
+            if key == 3:
+                raise LookupError(key)
+            return key
+
+        return load
+
+    async def main() -> None:
+        background = Background(room.tiers, load_of, predictors=(), slots=2)
+        handles = background.prefetch(range(8))
+        assert [await handle for handle in handles if handle.key != 3] == [0, 1, 2, 4, 5, 6, 7]
+        with pytest.raises(LookupError):
+            await handles[3]
+        assert set(loops) == {asyncio.get_running_loop()} and len(loops) == 8
+        while background.stats()["under_way"]:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_closes_under_background_loads_leaves_them_to_be_asked_for(rooms: Any) -> None:
+    room = rooms()
+    go = threading.Event()
+
+    async def load() -> str:
+        while not go.is_set():
+            await asyncio.sleep(0.001)
+        return "loaded"
+
+    async def begin() -> Any:
+        handle = room.background.submit("k", load)
+        await asyncio.sleep(0.01)
+        return handle
+
+    handle = asyncio.run(begin())
+    go.set()
+    assert handle.get(timeout=PATIENCE) == "loaded" and handle.done
+    assert room.background.prefetch(["next"])[0].get(timeout=PATIENCE) == ("value", "next")
+
+
 def test_higher_priorities_come_first_and_equal_ones_in_turn(rooms: Any) -> None:
     room = rooms()
     hold(room)
