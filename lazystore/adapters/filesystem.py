@@ -10,7 +10,6 @@ fsspec that has chained filesystems (2025.9 or later).
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from typing import Any, ClassVar, NoReturn
 import fsspec
 
 from lazystore.cache.disk import DiskTier
+from lazystore.cache.locks import forkable_lock
 from lazystore.cache.origins import Origin, Origins
 from lazystore.cache.paged import DEFAULT_PAGE, DEFAULT_TIMEOUT, PagedObject
 from lazystore.cache.tiers import Tiers
@@ -56,7 +56,7 @@ class _Shared:
 
 
 _shared: weakref.WeakValueDictionary[tuple[int, str], _Shared] = weakref.WeakValueDictionary()
-_sharing = threading.Lock()
+_sharing = forkable_lock()
 
 
 def _refusing(name: str) -> Callable[..., NoReturn]:

@@ -33,6 +33,8 @@ class Kind(enum.Enum):
     CALL = "call"
     OBJECT = "object"
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and runs at every look-up
+
 
 _NONE, _BYTES, _STR, _INT, _FLOAT, _TUPLE, _SET, _ENUM, _DATE, _TIME, _AWARE, _SPAN, _UUID, _PATH = (
     bytes([tag]) for tag in range(1, 15)

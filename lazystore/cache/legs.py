@@ -37,7 +37,7 @@ class Leg:
         freed: called once when nothing of it runs any more, or ever will.
     """
 
-    __slots__ = ("__weakref__", "_call", "_context", "_freed", "_watch", "flight", "loop", "task")
+    __slots__ = ("__weakref__", "_call", "_context", "_freed", "_told", "_watch", "flight", "loop", "task")
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class Leg:
         self._context = context
         self._watch = watch
         self._freed: Callable[[], None] | None = freed
+        self._told = False  # the flight is not its any more
         flight.loop = loop
         flight.call_off = self.cancel
 
@@ -66,16 +67,20 @@ class Leg:
         try:
             if running_loop() is self.loop:
                 self._land()
-            else:
-                self.loop.call_soon_threadsafe(_Landing(self))
+                return True
+            landing = _Landing(self)
+            self.loop.call_soon_threadsafe(landing)
+            # Closed in between it keeps for ever what it was given, unseen.
+            if not self.loop.is_closed() or not landing.take_back():
+                return True
         except RuntimeError:
-            self._freed = None
-            self.lost()
-            return False
-        return True
+            pass
+        self._freed = None
+        self.lost()
+        return False
 
     def _land(self) -> None:
-        if self.flight.done:
+        if self.flight.done or self._told:
             self.lost()  # called off on its way here
             return
         self._watch.add(self)
@@ -96,16 +101,18 @@ class Leg:
                 value = await value
         except asyncio.CancelledError:
             if self.task is not None and self.task.cancelling():
-                flight.abandon()
-                raise
-            flight.fail(LoadCancelledError(f"the loader of {flight.key!r} was cancelled from inside"))
+                raise  # and _landed gives it up
+            self._tell(flight.fail, LoadCancelledError(f"the loader of {flight.key!r} was cancelled from inside"))
         except Exception as error:  # noqa: BLE001 - raised at everybody who waits
-            flight.fail(error)
-        except BaseException:  # the loop is interrupted or closed: somebody else must load
-            flight.abandon()
-            raise
+            self._tell(flight.fail, error)
         else:
-            flight.settle(value)
+            self._tell(flight.settle, value)
+
+    def _tell(self, end: Callable[[Any], bool], outcome: Any) -> None:
+        """End the flight, if it is still this leg's to end."""
+        if not self._told:
+            self._told = True
+            end(outcome)
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._watch.discard(self)
@@ -115,7 +122,7 @@ class Leg:
 
     def cancel(self) -> None:
         """Nobody wants it any more: it is cancelled, and who asks from now on loads anew. Any thread."""
-        self.flight.abandon()
+        self._give_up()
         try:
             self.loop.call_soon_threadsafe(self._cancel_task)
         except RuntimeError:
@@ -142,10 +149,16 @@ class Leg:
         freed, self._freed = self._freed, None
         if freed is not None:
             freed()
-        self.flight.abandon()  # unless it has ended
+        self._give_up()
         call, self._call = self._call, None
         if isinstance(call, Given):
             close_unawaited(call.value)
+
+    def _give_up(self) -> None:
+        """Once: an heir may go on with the flight, which is the heir's from then on."""
+        if not self._told:
+            self._told = True
+            self.flight.abandon()
 
 
 class Given:
@@ -163,19 +176,27 @@ class Given:
 class _Landing:
     """Entered into a loop's queue; dropped with it unseen if the loop is closed first."""
 
-    __slots__ = ("_leg",)
+    __slots__ = ("_legs",)
 
     def __init__(self, leg: Leg) -> None:
-        self._leg: Leg | None = leg
+        self._legs = [leg]  # taken by pop: by the loop, by who entered it, or when it is dropped
 
     def __call__(self) -> None:
-        leg, self._leg = self._leg, None
-        if leg is not None:
+        for leg in self._taken():
             leg._land()
 
+    def take_back(self) -> bool:
+        """Whether the loop has not come to it, and never will."""
+        return bool(self._taken())
+
+    def _taken(self) -> list[Leg]:
+        try:
+            return [self._legs.pop()]
+        except IndexError:
+            return []
+
     def __del__(self) -> None:
-        leg, self._leg = self._leg, None
-        if leg is not None and leg._freed is not None:
+        for leg in self._taken():
             leg.lost()
 
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from lazystore.cache.bridge import Bridge, close_unawaited, is_async, is_awaitable
 from lazystore.cache.flight import Deadline
 from lazystore.cache.legs import Given, Leg, LoopWatch
+from lazystore.cache.runs import Run, called, for_others, given_up_error
 from lazystore.cache.single_flight import CURRENT, Flight, SingleFlight, current_load, running_loop
 from lazystore.cache.slots import Owner, Slots
-from lazystore.cache.workers import Job
-from lazystore.errors import ClosedError, LoadCancelledError, LoadError
+from lazystore.errors import ClosedError, LoadError
 
 if TYPE_CHECKING:
     import asyncio
@@ -172,7 +172,8 @@ class Loads:
 
         def queue() -> None:
             loop = None if home is None or home.is_closed() else home
-            run = found.run = _Run(found, call, loop, context)
+            run = found.run = Run(found, call, loop, context)
+            found.loop = found.call_off = None  # of whoever led before
             self._submit(run, demand=False, priority=priority)
 
         if found is flight:
@@ -267,7 +268,7 @@ class Loads:
 
     def _dispatch(self, flight: Flight, call: Callable[[], Any], loop: asyncio.AbstractEventLoop | None) -> None:
         """Run it elsewhere, as soon as there is a slot: nothing waits here."""
-        run = flight.run = _Run(flight, call, loop, copy_context())
+        run = flight.run = Run(flight, call, loop, copy_context())
         run.demanded = True
         if loop is not None and is_async(call):
             go = self._leg(flight, run, call, loop, run.context).begin
@@ -277,7 +278,7 @@ class Loads:
         if (self._nested(flight) or self.slots.take(run, go)) and not go():
             self.slots.give(run)
 
-    def _goer(self, run: _Run) -> Callable[[], bool]:
+    def _goer(self, run: Run) -> Callable[[], bool]:
         """To be called once the run has its slot."""
 
         def go() -> bool:
@@ -285,7 +286,7 @@ class Loads:
             try:
                 self._submit(run, demand=True)
             except (ClosedError, RuntimeError):
-                run.flight.fail(_given_up(run.flight))
+                run.flight.fail(given_up_error(run.flight))
                 return False
             return True
 
@@ -301,12 +302,12 @@ class Loads:
     ) -> Leg:
         return Leg(flight, call, loop, context, self._watch, partial(self.slots.give, owner))
 
-    def _submit(self, run: _Run, *, demand: bool, priority: float = 0.0) -> None:
+    def _submit(self, run: Run, *, demand: bool, priority: float = 0.0) -> None:
         run.job = self.bridge.workers.submit(
             partial(self._work, run), priority=priority, demand=demand, dropped=partial(self._dropped, run)
         )
 
-    def _work(self, run: _Run) -> None:
+    def _work(self, run: Run) -> None:
         """In a worker."""
         flight = run.flight
         stays = True
@@ -320,26 +321,26 @@ class Loads:
                 else:
                     self._take_slot(run, flight, demand=False)
                 run.ready = True
-            if flight.done:
+            if flight.done or flight.run is not run:  # an heir's
                 return
-            value = run.context.run(_called, flight, run.call)
+            value = run.context.run(called, flight, run.call)
             if is_awaitable(value):
                 leg = self._leg(flight, run, Given(value), run.loop or self._own_loop(flight, value), run.context)
                 stays = not leg.begin()
             else:
                 flight.settle(value)
         except BaseException as error:  # noqa: BLE001 - raised at everybody who waits
-            flight.fail(_for_others(error, flight))
+            flight.fail(for_others(error, flight))
         finally:
             if stays:
                 self.slots.give(run)
             del run, flight  # the traceback of the loader's error leads here, and the flight has the error
 
-    def _dropped(self, run: _Run) -> None:
+    def _dropped(self, run: Run) -> None:
         """The workers will never run it: they were closed, unless it is taken out right here."""
         if run.taken_by != threading.get_ident():
             run.flight.heirs.clear()
-            run.flight.fail(_given_up(run.flight))
+            run.flight.fail(given_up_error(run.flight))
             self.slots.give(run)
 
     # -- hurrying and calling off -----------------------------------------------------------
@@ -364,7 +365,7 @@ class Loads:
         flight.run = None
         return True
 
-    def _withdraw(self, run: _Run) -> bool:
+    def _withdraw(self, run: Run) -> bool:
         """Take it out of the workers' queue, if it stands there."""
         if run.job is None:
             return False
@@ -374,7 +375,7 @@ class Loads:
         run.taken_by = 0
         return False
 
-    def _call_off(self, run: _Run) -> None:
+    def _call_off(self, run: Run) -> None:
         """The last waiter left: what has not begun does not begin."""
         if run.job is None or self._withdraw(run):
             run.flight.abandon()
@@ -439,7 +440,7 @@ class Loads:
             run = flight.run
             if run is not None and not run.ready and self._withdraw(run):
                 flight.heirs.clear()
-                flight.fail(_given_up(flight))
+                flight.fail(given_up_error(flight))
         above = current_load()
         while above is not None:
             if above in flights:
@@ -451,7 +452,7 @@ class Loads:
         for flight in self.flights.under_way():
             call_off, owner = flight.call_off, flight.run or flight
             flight.heirs.clear()
-            if flight.fail(_given_up(flight)):
+            if flight.fail(given_up_error(flight)):
                 if call_off is not None:
                     call_off()
                 flight.excused = True
@@ -463,57 +464,12 @@ class Loads:
         self._watch.reset()
 
 
-class _Run:
-    """One attempt at a load outside its caller's thread."""
-
-    __slots__ = ("__weakref__", "call", "context", "demanded", "flight", "job", "loop", "ready", "taken_by")
-
-    def __init__(
-        self, flight: Flight, call: Callable[[], Any], loop: asyncio.AbstractEventLoop | None, context: Context
-    ) -> None:
-        self.flight = flight
-        self.call = call
-        #: where awaitables are awaited; None: on the bridge's
-        self.loop = loop
-        self.context = context
-        self.job: Job | None = None
-        #: somebody waits for it
-        self.demanded = False
-        #: has its slot, or needs none
-        self.ready = False
-        #: the thread that takes it out of the workers' queue
-        self.taken_by = 0
-
-    @property
-    def excused(self) -> bool:
-        return self.flight.excused
-
-
-def _called(flight: Flight, call: Callable[[], Any]) -> Any:
-    CURRENT.set(flight)
-    del flight
-    return call()
-
-
 def _sooner(deadline: Deadline | None, parent: Flight | None) -> Deadline | None:
     """What a nested load has left: no more than the load that asks for it."""
     above = None if parent is None else parent.deadline
     if deadline is None or above is None:
         return deadline or above
     return deadline if deadline.left() < above.left() else above
-
-
-def _for_others(error: BaseException, flight: Flight) -> BaseException:
-    """An error to raise elsewhere: a cancellation there would look like the waiters' own."""
-    import asyncio
-
-    if isinstance(error, asyncio.CancelledError):
-        return LoadCancelledError(f"the loader of {flight.key!r} was cancelled from inside")
-    return error
-
-
-def _given_up(flight: Flight) -> LoadCancelledError:
-    return LoadCancelledError(f"the load of {flight.key!r} was given up: its store was closed")
 
 
 def _tell(loop: asyncio.AbstractEventLoop, end: asyncio.Future[None], _: Flight) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lazystore.cache.ledger import Reservation
+from lazystore.cache.locks import forkable_lock
 from lazystore.errors import FetchError, LazyStoreError
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class PageBoard:
 
 
 _boards: weakref.WeakKeyDictionary[Any, PageBoard] = weakref.WeakKeyDictionary()
-_making = threading.Lock()
+_making = forkable_lock()
 
 
 def board_of(tiers: Tiers) -> PageBoard:

@@ -164,6 +164,8 @@ class Flight:
                 self.registry.take_out(self)
         finally:
             self.done = True
+            if self.registry is not None:
+                self.registry.ended(self)
             self.call_off = self.run = None
             self.heirs.clear()
             if self._waiters:
@@ -413,13 +415,16 @@ class SingleFlight:
         if flight is not None:
             self._forgotten[flight] = None
             self._drop(flight)
-            if flight.done:
+            if flight.done:  # meanwhile, so that it may not have found itself here
                 self._forgotten.pop(flight, None)
 
     def take_out(self, flight: Flight) -> None:
-        """This very flight has ended."""
-        self._forgotten.pop(flight, None)
+        """This very flight is about to end: who comes from now on leads another one."""
         self._drop(flight)
+
+    def ended(self, flight: Flight) -> None:
+        """It is done."""
+        self._forgotten.pop(flight, None)
 
     def _drop(self, flight: Flight) -> None:
         # Whoever has its place takes it out, nobody else: so it is the same one that was looked at.

@@ -10,13 +10,13 @@ import functools
 import inspect
 import itertools
 import os
-import threading
 import uuid
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
 from lazystore.cache.keys import Kind
+from lazystore.cache.locks import forkable_lock
 from lazystore.errors import ConfigError, UnhashableKeyError
 
 __all__ = ["Bound", "CallKeys", "call_name", "instance_token"]
@@ -24,7 +24,7 @@ __all__ = ["Bound", "CallKeys", "call_name", "instance_token"]
 _EMPTY = inspect.Parameter.empty
 _names = itertools.count(1)
 _seen: set[str] = set()
-_naming = threading.Lock()
+_naming = forkable_lock()
 _session = uuid.uuid4().hex[:12]
 
 

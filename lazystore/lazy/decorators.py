@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from lazystore.cache.entries import MISSING
+from lazystore.cache.locks import forkable_lock
 from lazystore.cache.tiers import UNSET
 from lazystore.errors import ConfigError
 from lazystore.lazy.calls import Bound, CallKeys
@@ -83,7 +83,7 @@ class Loaded(Stored, Generic[P, R]):
         self._plain = strategy not in (Strategy.CHUNKED, Strategy.PAGINATED, Strategy.BACKGROUND)
         self._hit: Callable[[Any, Any], Any] = _nothing
         self._calls = itertools.count()
-        self._counting = threading.Lock()
+        self._counting = forkable_lock()
         self._counts = {"misses": 0, "loads": 0, "errors": 0, "refreshes": 0}
 
     def __set_name__(self, owner: type, name: str) -> None:

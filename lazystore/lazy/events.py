@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Hashable
 from typing import Any
 
 from lazystore.cache.keys import Kind
+from lazystore.cache.locks import forkable_lock
 from lazystore.lazy.strategy import Strategy
 
 __all__ = ["Events", "kind_of"]
@@ -38,7 +38,7 @@ class Events:
     def __init__(self, name: str, slow_after: float) -> None:
         self.name = name
         self.slow_after = slow_after
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
         self.operations: Counter[Strategy] = Counter()
         self.loads: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()

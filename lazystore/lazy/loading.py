@@ -236,6 +236,12 @@ class Loading:
         return MISSING
 
     def _named_load(self, data_id: Hashable, what: Any) -> tuple[Hashable, Callable[[], Any]]:
+        try:
+            hash(data_id)
+        except TypeError as error:
+            raise UnhashableKeyError(
+                f"data_id {data_id!r:.200} is not hashable ({error}): name the data by text"
+            ) from None
         if isinstance(what, Source):
             return (Kind.LOAD, data_id, what.identity), partial(_whole, what, self._tiers)
         return (Kind.LOAD, data_id, function_identity(what)), what

@@ -55,9 +55,8 @@ class Looking:
         """The tiers' counters, and the disk tier's under names of their own."""
         found: dict[str, Any] = dict(self._tiers.counters())
         requests = found["requests"]
-        served = (
-            found["hits"] + found["joins"] + min(found["disk_hits"], found["misses"])
-        )  # loads ahead hit the disk too
+        # Loads ahead hit the disk too: what they found there served nobody yet.
+        served = found["hits"] + found["joins"] + min(found["disk_hits"], found["misses"])
         found["hit_ratio"] = served / requests if requests else 0.0
         found["memory_used"], found["memory_limit"] = found.pop("bytes"), found.pop("limit")
         shelf = self._tiers.shelf

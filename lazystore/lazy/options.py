@@ -24,6 +24,7 @@ __all__ = ["StoreOptions", "cache_folder", "preset"]
 
 MIB = 1 << 20
 MAX_PAGE = 1000
+DEFAULT_WINDOW = 8 * MIB
 #: Read-ahead of "auto" begins with so many parts and doubles up to eight.
 AUTO = "auto"
 _POLICIES = ("s3fifo", "lru")
@@ -43,7 +44,7 @@ class StoreOptions:
     ttl: float | None = None
     chunk: Any = "1MiB"
     items: int = 1000
-    window: Any = "8MiB"
+    window: Any = AUTO
     page: int = 50
     max_page: int = MAX_PAGE
     prefetch: Any = AUTO
@@ -68,7 +69,7 @@ class StoreOptions:
     def __post_init__(self) -> None:
         self._set("memory", 0 if self._is(self.memory, 0) else _memory(self.memory))
         self._set("chunk", parse_bytes(self.chunk, name="chunk"))
-        self._set("window", parse_bytes(self.window, name="window"))
+        self._set("window", self._fitting_window() if self.window == AUTO else parse_bytes(self.window, name="window"))
         for name in ("items", "page", "max_page", "attempts", "background_workers"):
             self._set(name, _count(name, getattr(self, name), 1))
         if self.page > self.max_page:
@@ -86,11 +87,17 @@ class StoreOptions:
         if self.policy not in _POLICIES:
             raise ConfigError(f"policy={self.policy!r} is not one of {', '.join(_POLICIES)}")
         self._set("codec", _codec(self.codec))
+        if not (self.disk is None or hasattr(self.disk, "mode") or _is_folder(self.disk)):
+            raise ConfigError(f"disk={self.disk!r} is neither a DiskTier nor the path of its folder")
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
             raise ConfigError(f"name={self.name!r} is not a name")
         for name in ("weigh", "on_evict"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not a function")
+
+    def _fitting_window(self) -> int:
+        """8 MiB, or a quarter of the memory where that is less; a store without memory has windows beside it."""
+        return min(DEFAULT_WINDOW, max(1, self.memory // 4)) if self.memory else DEFAULT_WINDOW
 
     @staticmethod
     def _is(value: Any, number: int) -> bool:
@@ -142,6 +149,10 @@ def cache_folder() -> Path:
     """Where disk tiers lie if nobody says: ``$XDG_CACHE_HOME/lazystore``, else ``~/.cache/lazystore``."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "lazystore"
+
+
+def _is_folder(disk: Any) -> bool:
+    return isinstance(disk, (str, os.PathLike)) and bool(os.fspath(disk))
 
 
 def _memory(memory: int | str) -> int:

@@ -7,13 +7,13 @@ they are cut or counted that of ``chunks``, ``pages`` and ``stream``.
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lazystore.cache.locks import forkable_lock
 from lazystore.cache.retries import Retries
 from lazystore.cache.tiers import UNSET, Tiers
 from lazystore.errors import ClosedError, ConfigError, UnsupportedError
@@ -22,6 +22,7 @@ from lazystore.lazy.health import HealthWindow
 from lazystore.lazy.loading import Loading
 from lazystore.lazy.looking import Looking
 from lazystore.lazy.options import StoreOptions, preset
+from lazystore.lazy.parts import part
 from lazystore.lazy.source import AnyIterable, Source, as_source, is_stable
 from lazystore.lazy.strategy import DataSize, Strategy
 
@@ -78,7 +79,8 @@ class LazyStore(Loading, Looking):
         secret: signs page cursors: bytes, or several (the first signs, all are accepted). None: made at random, so
             that cursors end with this store.
         storage_options: of URLs; as in :class:`~lazystore.StreamingDataset`.
-        settings: ``items`` (a chunk of items, 1000), ``window`` (bytes a stream holds, "8MiB"), ``max_page``,
+        settings: ``items`` (a chunk of items, 1000), ``window`` (bytes a stream holds: 8 MiB, or a quarter of
+            the memory), ``max_page``,
             ``negative_ttl`` (seconds an error is remembered), ``stale_while_revalidate`` and ``stale_if_error``
             (seconds behind the ttl, RFC 5861), ``attempts`` (of a load that fails for a while), ``timeout`` (seconds a
             load may take), ``idle_timeout`` (of streams), ``background_workers``, ``cursor_ttl``, ``slow_after``
@@ -130,7 +132,7 @@ class LazyStore(Loading, Looking):
         self.options = options
         self._secret = secret
         self._storage_options = storage_options
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
         self._pager: Pager | None = None
         self._open_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._closed = False
@@ -233,7 +235,7 @@ class LazyStore(Loading, Looking):
 
         return PagedObject(self._origins.find(url, options), self._tiers, page=self.options.chunk)
 
-    @cached_property
+    @part
     def _origins(self) -> Origins:
         """Where objects come from: one source a bucket or host, for all files of the store."""
         from lazystore.cache.origins import Origins
@@ -361,7 +363,7 @@ class LazyStore(Loading, Looking):
             signer=self._signer, prefetch=self.options.prefetch != 0, timeout=self.options.timeout,
         )  # fmt: skip
 
-    @cached_property
+    @part
     def _signer(self) -> CursorSigner:
         from lazystore.lazy.cursor import CursorSigner
 
@@ -400,7 +402,7 @@ class LazyStore(Loading, Looking):
         self._events.operation(Strategy.STREAMING)
         cut = chunk is not None or items is not None or cutting
         stream = Stream(
-            found, bridge=self._tiers.bridge, ledger=self._tiers.ledger,
+            found, bridge=self._tiers.bridge, ledger=self._tiers.ledger if self.options.memory else None,
             window=self.options.window if window is None else window, ahead=ahead,
             idle_timeout=self.options.idle_timeout if idle_timeout is UNSET else idle_timeout,
             name=name or self._events.name, chunker=DataChunker(chunk, items=items, **cutting) if cut else None,
@@ -408,7 +410,7 @@ class LazyStore(Loading, Looking):
         self._open_streams.add(stream)
         return stream
 
-    @cached_property
+    @part
     def streams(self) -> Streams:
         """Streams by name: ``create_stream``, ``get_stream_chunk`` and their kin."""
         from lazystore.lazy.streams import Streams
@@ -425,7 +427,7 @@ class LazyStore(Loading, Looking):
         self._check_open()
         return self.background.prefetch(keys, priority=priority)
 
-    @cached_property
+    @part
     def background(self) -> Background:
         """What loads ahead: ``prefetch``, ``hint(keys)`` (a known order), ``predict_and_prefetch(history)``."""
         from lazystore.lazy.background import Background
@@ -442,8 +444,9 @@ class LazyStore(Loading, Looking):
     def _seen(self, key: Any) -> None:
         """Show a key that was no plain hit (loaded now, or ahead of demand) to who predicts the next ones."""
         times = self._tiers.counts.times
-        if self._predicts and times.total > WORTH_AHEAD_S * times.count:
-            self.background.observe(key, missed=True)
+        is_worth = self._predicts and times.total > WORTH_AHEAD_S * times.count
+        if is_worth or ("background" in self.__dict__ and self.background.active):
+            self.background.observe(key, missed=is_worth)
 
     def _handle(self, key: Hashable, load: Callable[[], Any], ttl: Any, timeout: float | None) -> Handle[Any]:
         from lazystore.lazy.handle import Handle
@@ -560,7 +563,7 @@ def _rebuilt(kind: type[S], source: Any, arguments: dict[str, Any]) -> S:
 
 
 _default: LazyStore | None = None
-_default_lock = threading.Lock()
+_default_lock = forkable_lock()
 
 
 def default_store() -> LazyStore:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lazystore.cache.ledger import Ledger
+from lazystore.cache.locks import forkable_lock
 from lazystore.config import parse_bytes
 from lazystore.errors import (
     BudgetTooSmallError,
@@ -131,9 +132,9 @@ class Stream:
         self._created = time.time()
         self._pid = os.getpid()
         self._face = ""
-        self._beginning = threading.Lock()
+        self._beginning = forkable_lock()
         self._abeginning: asyncio.Lock | None = None
-        self._pulling = threading.Lock()
+        self._pulling = forkable_lock()
         self._puller = 0
         self._stop: Callable[[], None] | None = None
         self._pieces: Generator[Any, None, None] | None = None

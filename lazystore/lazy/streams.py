@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+from lazystore.cache.locks import forkable_lock
 from lazystore.errors import ConfigError, KeyNotFoundError
 from lazystore.lazy.chunk import DataChunk, size_of
 from lazystore.lazy.stream import Stream, StreamInfo
@@ -25,7 +25,7 @@ class Streams:
 
     def __init__(self, open_stream: Callable[..., Stream]) -> None:
         self._open = open_stream
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
         self._streams: dict[str, Stream] = {}
 
     def create_stream(self, stream_id: str, data_source: Any, chunk_size: int | str | None = None) -> Stream:

@@ -83,7 +83,7 @@ CHAOS = (
     HEAD
     + """
 sys.setswitchinterval(1e-5)
-leaving = 0.2 * (int(sys.argv[1]) % 2)  # who leaves what it lent its slot to runs beside it
+nesting = int(sys.argv[1]) % 2  # who is cancelled while it lends its slot leaves a load beside the limit
 seed, seconds = int(sys.argv[1]), float(sys.argv[2])
 end = time.monotonic() + seconds
 allowed = (LazyStoreError, KeyError, KeyboardInterrupt, asyncio.CancelledError)
@@ -98,7 +98,7 @@ def step(by):
 def what(loads, chance, depth):
     "A loader of one of many kinds, that may ask for other keys."
     kind, number, pause = chance.random(), chance.randrange(6), chance.random() * 0.002
-    nested = chance.random() < 0.3 and depth < 3
+    nested = nesting and chance.random() < 0.3 and depth < 3
     inner = None
     if nested:
         inner = what(loads, chance, depth + 1)
@@ -118,10 +118,10 @@ def what(loads, chance, depth):
         try:
             time.sleep(pause)
             if inner:
-                if not depth: step(-1)  # it lends its slot
+                if not depth: step(-1)
                 try:
                     if fate < 0.4:
-                        loads.load(*inner, deadline=Deadline(0.05) if fate < leaving else None)
+                        loads.load(*inner, deadline=Deadline(0.05) if fate < 0.2 else None)
                     else:
                         asyncio.run(loads.aload(*inner))
                 finally:
@@ -137,7 +137,7 @@ def what(loads, chance, depth):
             if inner:
                 if not depth: step(-1)
                 try:
-                    await loads.aload(*inner, deadline=Deadline(0.05) if fate < leaving else None)
+                    await loads.aload(*inner, deadline=Deadline(0.05) if fate < 0.2 else None)
                 finally:
                     if not depth: step(1)
             if fate < 0.13:
@@ -199,7 +199,7 @@ with opened(workers=3, concurrency=4) as loads:
     workers += [in_thread(lambda k=k: loops(loads, seed * 1000 + k)) for k in range(3)]
     joined(*workers)
     until(lambda: not loads.flights.under_way())
-assert leaving or most <= 4, most
+assert nesting or most <= 4, most
 gc.collect()
 """
 )

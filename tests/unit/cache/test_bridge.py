@@ -89,7 +89,7 @@ def test_errors_come_as_they_are(bridge: Bridge) -> None:
 
 def test_a_coroutine_inside_a_running_loop_is_refused(bridge: Bridge) -> None:
     async def use() -> None:
-        with pytest.raises(LoadError, match="add is asynchronous.*aget"):
+        with pytest.raises(LoadError, match=r"add is asynchronous.*aget"):
             bridge.call(add, 1, 2)
         with pytest.raises(LoadError, match="async for"):
             bridge.iterate(numbers([]))

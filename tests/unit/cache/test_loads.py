@@ -92,7 +92,7 @@ def test_one_load_for_threads_and_tasks_of_several_loops(kind: str, result: Any,
     async def task() -> None:
         try:
             got.append(await loads.aload("k", held.either(kind)))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - compared below
             got.append(error)
 
     async def many() -> None:
