@@ -7,10 +7,20 @@ import operator
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from lazystore.errors import ConfigError
 
-__all__ = ["EvictionPolicy", "StreamingConfig", "cgroup_folders", "default_memory", "memory_limit", "parse_bytes"]
+__all__ = [
+    "EvictionPolicy",
+    "StreamingConfig",
+    "cgroup_folders",
+    "default_memory",
+    "memory_limit",
+    "parse_bytes",
+    "seconds",
+    "whole",
+]
 
 MIB = 1 << 20
 MAX_BYTES = 1 << 48  # more than any address space holds
@@ -55,6 +65,30 @@ def parse_bytes(size: int | str, *, name: str = "memory") -> int:
     if not 0 < size < MAX_BYTES:
         raise ConfigError(f"{name} must be above zero and below {MAX_BYTES} bytes")
     return size
+
+
+def whole(name: str, value: Any, *, least: int = 1, hint: str = "") -> int:
+    """A whole number (numpy's are, a bool is none) that is at least ``least``; ``hint`` ends the message.
+
+    Raises:
+        ConfigError: it is not; the message names it.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ConfigError(f"{name}={value!r} must be a whole number, at least {least}{hint and f': {hint}'}")
+    return operator.index(value)
+
+
+def seconds(name: str, value: Any, *, above_zero: bool = True) -> float:
+    """A time in seconds: above zero, or (not ``above_zero``) zero too; never NaN.
+
+    Raises:
+        ConfigError: it is not; the message names it.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not (value > 0 if above_zero else value >= 0):
+        raise ConfigError(f"{name}={value!r} must be {'above zero' if above_zero else 'zero or more'}, in seconds")
+    found: float = value
+    return found
 
 
 def memory_limit() -> int:

@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import Any
 
-__all__ = ["forkable_lock"]
+__all__ = ["forkable_lock", "forkable_rlock"]
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -18,6 +18,13 @@ def forkable_lock() -> threading.Lock:
     For what stays sound when it was half changed: counters, and tables that are looked at again.
     """
     lock = threading.Lock()
+    _locks.add(lock)
+    return lock
+
+
+def forkable_rlock() -> threading.RLock:
+    """The same of a lock that its holder may take again."""
+    lock = threading.RLock()
     _locks.add(lock)
     return lock
 

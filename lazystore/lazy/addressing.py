@@ -7,11 +7,11 @@ page objects are above (``pages``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Coroutine, Generator, Iterable, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
-from lazystore.cache.bridge import is_async, is_awaitable
+from lazystore.cache.bridge import is_awaitable
 from lazystore.errors import ConfigError, LoadError
 from lazystore.lazy.cursor import Position, encode_values
 from lazystore.lazy.keysets import Keyset
@@ -90,10 +90,6 @@ def _checked(given: Any, limit: int | None, source: Source) -> tuple[Any, ...]:
     return items
 
 
-def _is_async(function: Callable[..., Any] | None) -> bool:
-    return function is not None and is_async(function)
-
-
 def _named(values: tuple[Any, ...]) -> Any:
     """Values in a cache key: as bytes, which also what cannot be hashed has."""
     try:
@@ -112,7 +108,7 @@ class ByOffset:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.is_async = _is_async(source._range)
+        self.is_async = source.is_async("range")
 
     def first(self) -> Position:
         return Position("offset", (0,))
@@ -174,7 +170,7 @@ class BySourceCursor:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.is_async = _is_async(source._after)
+        self.is_async = source.is_async("cursor")
 
     def first(self) -> Position:
         return Position("source", (None, []), number=1)
@@ -222,8 +218,8 @@ class ByKeyset:
         self._keyset = keyset
         self._bisects = "range" in source.can
         self.order = keyset.identity
-        self.is_async = _is_async(source._range if self._bisects else source._after)
-        if self._bisects and source.size is None:
+        self.is_async = source.is_async("range" if self._bisects else "cursor")
+        if self._bisects and not source.is_sized:
             raise ConfigError(f"{source!r} does not know its size, so that rows cannot be bisected: give size=")
 
     def first(self) -> Position:

@@ -18,6 +18,8 @@ __all__ = ["ChunkAhead"]
 FIRST, MOST = 2, 8
 #: A share of the budget that what is ahead stays below.
 SHARE = 4
+#: Loads in a row that failed, until no more are started.
+PATIENCE = 3
 #: Every so many chunks one is weighed, where their size is not known.
 WEIGH_EVERY = 8
 
@@ -37,7 +39,9 @@ class ChunkAhead:
     Threads: readers that share one may read ahead a chunk too few or too many, no worse.
     """
 
-    __slots__ = ("_fixed", "_flights", "_nbytes", "_next", "_seen", "_start", "_tiers", "_upto", "_weighs", "window")
+    __slots__ = (
+        "_fixed", "_flights", "_in_vain", "_nbytes", "_next", "_seen", "_start", "_tiers", "_upto", "_weighs", "window",
+    )  # fmt: skip
 
     def __init__(
         self, start: Callable[[int], Flight | None], tiers: Tiers, fixed: int | None, nbytes: int | None
@@ -51,26 +55,48 @@ class ChunkAhead:
         self._next = 0 if fixed else -1
         self._upto = 0
         self._seen = 0
+        self._in_vain = 0
         self._flights: dict[int, Flight] = {}
 
-    def touch(self, index: int) -> None:
-        """A chunk is about to be asked for: start those behind it, if it looks as if they were next."""
+    def touch(self, index: int) -> Flight | None:
+        """A chunk is about to be asked for: start those behind it, if it looks as if they were next.
+
+        Returns: the load of this one, if it was started and has not ended.
+        """
         if self._fixed == 0:
-            return
+            return None
         in_order, self._next = index == self._next, index + 1
         flight = self._flights.pop(index, None)
+        if flight is not None and flight.done:
+            self._judge(flight)
+            flight = None
         if not in_order:
             self._flights.clear()
             self._upto = 0
             if self._fixed is None:
                 self.window = 0
-                return
+                return flight
         elif self._fixed is None:
             if not self.window:
                 self.window = FIRST
-            elif flight is not None and not flight.done:
+            elif flight is not None:
                 self.window = min(MOST, 2 * self.window)
         self._go(index)
+        return flight
+
+    def failed(self, flight: Flight | None) -> bool:
+        """A chunk could not be had. Whether who asked should try itself: what failed was started here, in a thread
+        that perhaps cannot load it (a connection that belongs to another one)."""
+        if flight is None or flight.error is None:
+            return False
+        self._judge(flight)
+        return True
+
+    def _judge(self, flight: Flight) -> None:
+        """After three loads in a row that failed, no more are started."""
+        self._in_vain = self._in_vain + 1 if flight.error is not None else 0
+        if self._in_vain >= PATIENCE:
+            self._fixed = self.window = 0
 
     def saw(self, value: Any) -> None:
         """A chunk that was given; weighed now and then while reading goes on in order."""

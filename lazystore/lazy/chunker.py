@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from typing import Any
 
 from lazystore._core.gear import GearCutter
-from lazystore.config import parse_bytes
+from lazystore.config import parse_bytes, seconds, whole
 from lazystore.errors import ConfigError
 from lazystore.lazy.chunk import DataChunk, size_of
 from lazystore.lazy.cutting import BytesCutter, ContentRule, Cutter, ObjectsCutter, Pace, RecordRule, Rule, SizeRule
@@ -101,8 +101,8 @@ class DataChunker:
         self._max = None if max is None else self._amount("max", max)
         self._boundary, self._weigh = boundary, weigh
         self._delimiter = _delimiter(delimiter)
-        self._target_seconds = _seconds("target_seconds", target_seconds)
-        self._max_wait = _seconds("max_wait", max_wait)
+        self._target_seconds = None if target_seconds is None else seconds("target_seconds", target_seconds)
+        self._max_wait = None if max_wait is None else seconds("max_wait", max_wait)
         self._clock = clock
         self.strategy = self._chosen(strategy)
         self._check()
@@ -114,9 +114,7 @@ class DataChunker:
             return default
         if not self._in_items:
             return parse_bytes(value, name=name)
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-            raise ConfigError(f"{name}={value!r} must be a whole number of items, at least 1")
-        return int(value)
+        return whole(name, value, hint="it counts items")
 
     def _chosen(self, strategy: ChunkStrategy | str | None) -> ChunkStrategy:
         if strategy is not None:
@@ -148,6 +146,8 @@ class DataChunker:
             raise ConfigError("delimiter= is of bytes and text; items=, weigh= and boundary= are of objects")
         if self._min is not None and self._max is not None and self._min > self._max:
             raise ConfigError(f"min={self._min} is more than max={self._max}")
+        if self._delimiter is not None and self._max is not None and self._max < self._size:
+            raise ConfigError(f"max={self._max}, the longest record, is less than chunk={self._size}: chunks hold some")
         if strategy is ChunkStrategy.CONTENT_BASED and not self._cuts_objects:
             self._gear()
 
@@ -163,8 +163,8 @@ class DataChunker:
             return Pace(self._size, 1, self._size)
         low = self._min or max(1, self._size // REACH)
         high = self._max if self._max is not None and self._delimiter is None else self._size * REACH
-        seconds = TARGET_SECONDS if self._target_seconds is None else self._target_seconds
-        return Pace(min(max(self._size, low), high), low, max(low, high), seconds)
+        wanted = TARGET_SECONDS if self._target_seconds is None else self._target_seconds
+        return Pace(min(max(self._size, low), high), low, max(low, high), wanted)
 
     # -- cutting ------------------------------------------------------------------------
 
@@ -353,9 +353,3 @@ def _delimiter(given: bytes | str | None) -> bytes | None:
     if not isinstance(given, (bytes, str)) or not given:
         raise ConfigError(f"delimiter={given!r} must be bytes or text, at least one byte of it")
     return given.encode() if isinstance(given, str) else given
-
-
-def _seconds(name: str, value: float | None) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
-        raise ConfigError(f"{name}={value!r} must be above zero, in seconds")
-    return value

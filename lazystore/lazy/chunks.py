@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterato
 from functools import partial
 from typing import Any, NoReturn, overload
 
-from lazystore.cache.bridge import is_async, is_awaitable
+from lazystore.cache.bridge import is_awaitable
 from lazystore.cache.keys import Kind
 from lazystore.cache.tiers import UNSET, Tiers
-from lazystore.config import parse_bytes
+from lazystore.config import parse_bytes, whole
 from lazystore.errors import ConfigError, ItemIndexError, LoadError, UnsupportedError
 from lazystore.lazy.chunk_ahead import ChunkAhead
 from lazystore.lazy.chunker import DataChunker
@@ -34,16 +34,16 @@ def chunks_of(
     items: int | None = None,
     prefetch: int | str = "auto",
     ttl: Any = UNSET,
-    chunker: DataChunker | None = None,
+    **cutting: Any,
 ) -> Chunks | ChunkPass:
-    """:class:`Chunks` of a source that is read by position; :class:`ChunkPass` of others, or with a ``chunker``.
+    """:class:`Chunks` of a source that is read by position; :class:`ChunkPass` of others, and what is cut otherwise.
 
     Parameters:
         source: a :class:`Source`, or what one can be made from.
         chunk: bytes a chunk: of sources of bytes, and of items in one pass (by what they hold); default 1 MiB.
         items: items a chunk: of sources of items; default 1000.
         prefetch, ttl: as :class:`Chunks` has them.
-        chunker: cuts one pass over the source, in place of ``chunk`` and ``items``.
+        cutting: what else :class:`DataChunker` takes; the source is read in one pass then.
 
     Raises:
         ConfigError: no sizes, or sizes in a unit that the source does not count in.
@@ -51,12 +51,11 @@ def chunks_of(
     """
     found = as_source(source)
     found.require("range", "stream")
-    if chunker is None and "range" in found.can and not (found.unit == "items" and chunk is not None):
+    if not cutting and "range" in found.can and not (found.unit == "items" and chunk is not None):
         return Chunks(found, tiers, chunk=chunk, items=items, prefetch=prefetch, ttl=ttl)
-    if chunker is None:
-        count = ITEMS if chunk is None and items is None and found.unit == "items" else items
-        chunker = DataChunker(chunk, items=count)
-    return ChunkPass(found, tiers, chunker)
+    if not cutting and chunk is None and items is None and found.unit == "items":
+        items = ITEMS
+    return ChunkPass(found, tiers, DataChunker(chunk, items=items, **cutting))
 
 
 class _Addressed:
@@ -73,10 +72,8 @@ class _Addressed:
 
     # What the parts are: one of these for each kind.
 
-    def _key(self, index: int) -> Hashable:
-        raise NotImplementedError
-
-    def _load(self, index: int) -> Callable[[], Any]:
+    def _part(self, index: int) -> tuple[Hashable, Callable[[], Any]]:
+        """Under which key a part is kept, and what loads it. Raises ItemIndexError if it is known that there is none"""
         raise NotImplementedError
 
     def _learn(self, index: int, value: Any) -> bool:
@@ -99,35 +96,44 @@ class _Addressed:
 
     def _start(self, index: int) -> Any:
         """Load a part in the background; None: there is none."""
-        if self._is_behind(index):
+        try:
+            key, load = self._part(index)
+        except ItemIndexError:
             return None
-        return self._tiers.start(self._key(index), self._load(index), ttl=self._ttl)
+        return self._tiers.start(key, load, ttl=self._ttl)
 
     def _get(self, index: int, ahead: ChunkAhead) -> Any:
         """The part ``index``; raises ItemIndexError if there is none."""
-        self._check(index)
-        ahead.touch(index)
+        key, load = self._part(index)
         if self._source.cached:
-            value = self._tiers.bridge.call(self._load(index))
-        else:
-            value = self._tiers.get(self._key(index), self._load(index), ttl=self._ttl)
+            return self._seen(index, self._tiers.bridge.call(load), ahead)
+        started = ahead.touch(index)
+        try:
+            value = self._tiers.get(key, load, ttl=self._ttl)
+        except Exception:
+            if not ahead.failed(started):
+                raise
+            value = self._tiers.get(key, load, ttl=self._ttl)
         return self._seen(index, value, ahead)
 
     async def _aget(self, index: int, ahead: ChunkAhead) -> Any:
-        self._check(index)
-        ahead.touch(index)
-        load = self._load(index)
+        if self._source.cached and not self._source.instant:  # opening it, and asking for its size, may wait
+            return await self._tiers.bridge.acall(self._get, index, ahead)
+        key, load = self._part(index)
         if self._source.instant:
-            value = load()
-        elif self._source.cached:
-            value = await self._tiers.bridge.acall(load)
-        else:
-            value = await self._tiers.aget(self._key(index), load, ttl=self._ttl)
+            return self._seen(index, load(), ahead)
+        started = ahead.touch(index)
+        try:
+            value = await self._tiers.aget(key, load, ttl=self._ttl)
+        except Exception:
+            if not ahead.failed(started):
+                raise
+            value = await self._tiers.aget(key, load, ttl=self._ttl)
         return self._seen(index, value, ahead)
 
     def _seen(self, index: int, value: Any, ahead: ChunkAhead) -> Any:
         if not self._learn(index, value):
-            self._check(index)
+            raise self._none(index)
         ahead.saw(value)
         return value
 
@@ -136,9 +142,8 @@ class _Addressed:
         total = self.total
         return total is not None and index >= total
 
-    def _check(self, index: int) -> None:
-        if index < 0 or self._is_behind(index):
-            raise ItemIndexError(f"{self!r} has no chunk {index}")
+    def _none(self, index: int) -> ItemIndexError:
+        return ItemIndexError(f"{self!r} has no chunk {index}")
 
     # -- many ---------------------------------------------------------------------------
 
@@ -203,6 +208,8 @@ class _Addressed:
 
     async def aget(self, index: int | slice) -> Any:
         """``[index]`` for event loops."""
+        if self._source.cached and not self._source.instant:
+            return await self._tiers.bridge.acall(self.__getitem__, index)
         if not isinstance(index, slice):
             return await self._aget(self._number(index), self._ahead)
         found: list[Any] = []
@@ -218,7 +225,7 @@ class _Addressed:
     def __iter__(self) -> Iterator[Any]:
         """All chunks in order, read ahead in the background once two were read."""
         ahead, index = self._new_ahead(), 0
-        while not self._is_behind(index):
+        while True:
             try:
                 value = self._get(index, ahead)
             except ItemIndexError:
@@ -230,7 +237,7 @@ class _Addressed:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         ahead, index = self._new_ahead(), 0
-        while not self._is_behind(index):
+        while True:
             try:
                 value = await self._aget(index, ahead)
             except ItemIndexError:
@@ -290,20 +297,24 @@ class Chunks(_Addressed):
         size = self._source.size
         return self._end if size is None else -(-size // self.grain)
 
-    def _key(self, index: int) -> Hashable:
-        return (Kind.CHUNK, self._source.identity, self.grain, index)
-
-    def _load(self, index: int) -> Callable[[], Any]:
+    def _part(self, index: int) -> tuple[Hashable, Callable[[], Any]]:
         source, offset, size = self._source, index * self.grain, self._source.size
         limit = self.grain if size is None else min(self.grain, size - offset)
+        if index < 0 or limit <= 0 or (self._end is not None and index >= self._end):
+            raise self._none(index)
+        key: tuple[Hashable, ...] = (Kind.CHUNK, source.identity, self.grain, index)
+        if limit < self.grain:
+            key = (*key, limit)  # the last one is another one when the source has grown
         check = partial(_check_part, source, offset, limit, size is not None)
-        return _checked(partial(source.fetch_range, offset, limit), check, is_async(source._range or len))
+        return key, _checked(partial(source.fetch_range, offset, limit), check, source.is_async("range"))
 
     def _learn(self, index: int, value: Any) -> bool:
-        if self._source.size is None and len(value) < self.grain:
+        if self._source.is_sized:
+            return True
+        if len(value) < self.grain:
             end = index + bool(len(value))
             self._end = end if self._end is None else min(self._end, end)
-        return bool(len(value)) or self._source.size is not None
+        return bool(len(value))
 
     def _nbytes(self) -> int | None:
         return self.grain if self._source.unit == "bytes" else None
@@ -339,12 +350,11 @@ class ByKeys(_Addressed):
     def total(self) -> int:
         return len(self.keys)
 
-    def _key(self, index: int) -> Hashable:
-        return (Kind.CHUNK, self._source.identity, self.keys[index])
-
-    def _load(self, index: int) -> Callable[[], Any]:
-        fetch = partial(self._source.fetch_key, self.keys[index])
-        return _checked(fetch, _as_it_is, is_async(self._source._key or len))
+    def _part(self, index: int) -> tuple[Hashable, Callable[[], Any]]:
+        if not 0 <= index < len(self.keys):
+            raise self._none(index)
+        key = self.keys[index]
+        return (Kind.CHUNK, self._source.identity, key), self._source.load_of_key(key)
 
     def __repr__(self) -> str:
         return f"<{len(self.keys)} values by key of {self._source!r}>"
@@ -413,24 +423,16 @@ def _check_part(source: Source, offset: int, limit: int, exact: bool, value: Any
     return value
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
 def _grain(unit: str, chunk: int | str | None, items: int | None) -> int:
     if unit == "bytes":
         return MIB if chunk is None else parse_bytes(chunk, name="chunk")
     if items is None:
         return ITEMS
-    if isinstance(items, bool) or not hasattr(items, "__index__") or items < 1:
-        raise ConfigError(f"items={items!r} must be a whole number, at least 1")
-    return int(items)
+    return whole("items", items)
 
 
 def _prefetch(given: int | str) -> int | None:
     """Chunks to read ahead; None: as many as it takes."""
     if given == "auto":
         return None
-    if isinstance(given, (bool, str)) or not hasattr(given, "__index__") or given < 0:
-        raise ConfigError(f"prefetch={given!r} must be a whole number, at least 0, or 'auto'")
-    return int(given)
+    return whole("prefetch", given, least=0, hint="or 'auto'")

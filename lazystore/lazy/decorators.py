@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from lazystore.cache.entries import MISSING
 from lazystore.cache.locks import forkable_lock
 from lazystore.cache.tiers import UNSET
+from lazystore.config import whole
 from lazystore.errors import ConfigError
 from lazystore.lazy.calls import Bound, CallKeys
 from lazystore.lazy.choosing import strategy_of
@@ -383,7 +384,7 @@ def chunked_load(
     if callable(chunk_size):
         return chunked_load()(chunk_size)
     if chunk_size is not None:
-        how["size"] = _count("chunk_size", chunk_size)
+        how["size"] = whole("chunk_size", chunk_size)
     if strategy is not None:
         how["strategy"] = strategy
     return lazy_load(Strategy.CHUNKED, ttl=ttl, key=key, store=store, timeout=timeout, **how)
@@ -404,7 +405,7 @@ def streaming_load(chunk_size: Any = None, *, chunk: int | str | None = None, st
         return streaming_load()(chunk_size)
     if chunk_size is not None and chunk is not None:
         raise ConfigError(f"chunk_size={chunk_size!r} counts items and chunk={chunk!r} bytes; give one of them")
-    items = None if chunk_size is None else _count("chunk_size", chunk_size)
+    items = None if chunk_size is None else whole("chunk_size", chunk_size)
     return lambda function: _decorated(function, lambda plain: Streamed(plain, items, chunk, store))
 
 
@@ -425,12 +426,6 @@ def _loaded(function: Any, strategy: Strategy, how: dict[str, Any], settings: di
         )
     kind: type[Loaded[..., Any]] = AsyncLoaded if inspect.iscoroutinefunction(function) else Loaded
     return kind(function, strategy, how, **settings)
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}={value!r} must be a whole number, at least 1")
-    return value
 
 
 def _nothing(key: Any, default: Any) -> Any:

@@ -20,7 +20,7 @@ def frozen(filters: Any) -> Hashable:
     if isinstance(filters, dict):
         return ("dict", frozenset([(name, frozen(one)) for name, one in filters.items()])) if filters else ()
     if isinstance(filters, (list, tuple)):
-        return tuple([frozen(one) for one in filters])
+        return ("list", *[frozen(one) for one in filters])  # no list looks like a dict
     if isinstance(filters, (set, frozenset)):
         return frozenset([frozen(one) for one in filters])
     try:

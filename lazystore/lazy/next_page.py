@@ -6,11 +6,11 @@ Which page is the next one, and how it is read, is the pager's business (``pages
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from lazystore.cache.locks import forkable_rlock
 from lazystore.cache.tiers import Tiers
 
 __all__ = ["NextPages"]
@@ -35,7 +35,7 @@ class NextPages:
         self._expected: dict[Hashable, None] = {}
         self._started: dict[Hashable, None] = {}
         self._in_vain = 0
-        self._lock = threading.Lock()
+        self._lock = forkable_rlock()  # keys hold filters, whose comparison may ask for a page
         self.enabled = enabled
         _live.add(self)
 
@@ -67,8 +67,7 @@ class NextPages:
         return True
 
     def after_fork(self) -> None:
-        """In a child the lock's holder does not exist, nor does what it started."""
-        self._lock = threading.Lock()
+        """In a child what was started does not go on."""
         self._started.clear()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lazystore.config import default_memory, memory_limit, parse_bytes
+from lazystore.config import default_memory, memory_limit, parse_bytes, seconds, whole
 from lazystore.errors import ConfigError
 from lazystore.lazy.strategy import CompressionType, DataSize
 
@@ -71,17 +71,17 @@ class StoreOptions:
         self._set("chunk", parse_bytes(self.chunk, name="chunk"))
         self._set("window", self._fitting_window() if self.window == AUTO else parse_bytes(self.window, name="window"))
         for name in ("items", "page", "max_page", "attempts", "background_workers"):
-            self._set(name, _count(name, getattr(self, name), 1))
+            self._set(name, whole(name, getattr(self, name)))
         if self.page > self.max_page:
             raise ConfigError(f"page={self.page} is more items than max_page={self.max_page}")
         if self.prefetch != AUTO:
-            self._set("prefetch", _count("prefetch", self.prefetch, 0))
-        self._set("concurrency", 10 if self.concurrency == AUTO else _count("concurrency", self.concurrency, 1))
+            self._set("prefetch", whole("prefetch", self.prefetch, least=0))
+        self._set("concurrency", 10 if self.concurrency == AUTO else whole("concurrency", self.concurrency))
         for name in ("ttl", "timeout", "idle_timeout", "cursor_ttl"):
             if getattr(self, name) is not None:
-                _seconds(name, getattr(self, name), above_zero=True)
+                seconds(name, getattr(self, name))
         for name in ("ttl_jitter", "negative_ttl", "stale_while_revalidate", "stale_if_error", "slow_after"):
-            _seconds(name, getattr(self, name))
+            seconds(name, getattr(self, name), above_zero=False)
         if self.ttl_jitter >= 1:
             raise ConfigError(f"ttl_jitter={self.ttl_jitter!r} is a share of the ttl, below 1")
         if self.policy not in _POLICIES:
@@ -165,15 +165,3 @@ def _codec(codec: CompressionType | str) -> str:
     except ValueError:
         known = ", ".join(member.value for member in CompressionType)
         raise ConfigError(f"codec={codec!r} is not one of {known}") from None
-
-
-def _count(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
-        raise ConfigError(f"{name}={value!r} must be a whole number, at least {least}")
-    return int(value)
-
-
-def _seconds(name: str, value: Any, *, above_zero: bool = False) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not (value > 0 if above_zero else value >= 0):
-        raise ConfigError(f"{name}={value!r} must be {'above zero' if above_zero else 'zero or more'}, in seconds")

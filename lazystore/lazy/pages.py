@@ -19,6 +19,7 @@ from lazystore.cache.clock import Clock
 from lazystore.cache.flight import Deadline
 from lazystore.cache.keys import Kind
 from lazystore.cache.tiers import UNSET, Tiers
+from lazystore.config import whole
 from lazystore.errors import ConfigError, LoadCancelledError
 from lazystore.lazy.addressing import Around, ByOffset, Rows, addressing_of, run
 from lazystore.lazy.cursor import BINDING_BYTES, CursorSigner, Position
@@ -26,7 +27,7 @@ from lazystore.lazy.filters import bound, frozen
 from lazystore.lazy.keysets import Keyset
 from lazystore.lazy.next_page import NextPages
 from lazystore.lazy.page import Page
-from lazystore.lazy.source import Source
+from lazystore.lazy.source import Source, function_key
 
 __all__ = ["Pager", "Pages"]
 
@@ -124,8 +125,8 @@ class Pager:
     ) -> None:
         self._source = source
         self._tiers = tiers
-        self._max = _whole("max_size", max_size)
-        self._size = min(_whole("size", size), self._max)
+        self._max = whole("max_size", max_size)
+        self._size = min(whole("size", size), self._max)
         self._ttl = ttl
         self._clock = clock or tiers.clock
         self._way = addressing_of(source, keyset)
@@ -170,9 +171,9 @@ class Pager:
         Each loop is a walk of its own. Of sources without numbers the pages before ``start`` are walked through.
         Every row is read once, the one that told of the next page too. Raises as :meth:`page`, when the walk is there.
         """
-        start = _whole("start", start, _FROM_1)
+        start = whole("start", start, hint=_FROM_1)
         self._sized(size)
-        return Pages(self, start, None if stop is None else _whole("stop", stop, _FROM_1), size, filters)
+        return Pages(self, start, None if stop is None else whole("stop", stop, hint=_FROM_1), size, filters)
 
     def load_pages(
         self, start: int, stop: int, *, size: int | None = None, concurrency: int = CONCURRENCY, **filters: Any
@@ -182,7 +183,7 @@ class Pager:
         Ends at the last page there is. The first error (in the order of pages) is raised as soon as those under way
         have ended; those that wait are cancelled. Sources without numbers, and those in memory, are walked.
         """
-        concurrency = _whole("concurrency", concurrency)
+        concurrency = whole("concurrency", concurrency)
         walked = self.pages(start, stop, size=size, **filters)
         if not self._way.numbered or self._source.cached:
             return list(walked)
@@ -214,7 +215,7 @@ class Pager:
         """:meth:`load_pages` for event loops: the first error cancels the tasks of the others."""
         import asyncio
 
-        concurrency = _whole("concurrency", concurrency)
+        concurrency = whole("concurrency", concurrency)
         walked = self.pages(start, stop, size=size, **filters)
         if not self._way.numbered:
             return [page async for page in walked]
@@ -248,7 +249,7 @@ class Pager:
         return self._asked(position, size, filters)._replace(cursor=cursor)
 
     def _numbered(self, number: int, size: int) -> Position:
-        number = _whole("page", number, _FROM_1)
+        number = whole("page", number, hint=_FROM_1)
         if isinstance(self._way, ByOffset):
             return self._way.at(number, size)
         if number != 1:
@@ -269,7 +270,7 @@ class Pager:
         return _Ask(key, position, count, filters, None, carried)
 
     def _sized(self, size: int | None) -> int:
-        return self._size if size is None else min(_whole("size", size), self._max)
+        return self._size if size is None else min(whole("size", size), self._max)
 
     def _binding(self, filters: dict[str, Any]) -> bytes:
         """What cursors are bound to, in 8 bytes."""
@@ -387,17 +388,20 @@ class Pager:
     def _counted(self, total: Any, filters: dict[str, Any]) -> int | None:
         found = self._total_of(total, filters)
         if callable(found):
-            found = self._tiers.get(self._total_key(filters), partial(found, **filters), ttl=self._total_ttl)
+            load, deadline = partial(found, **filters), self._deadline()
+            found = self._tiers.get(self._total_key(found, filters), load, ttl=self._total_ttl, deadline=deadline)
         return found if found is None else int(found)
 
     async def _acounted(self, total: Any, filters: dict[str, Any]) -> int | None:
         found = self._total_of(total, filters)
         if callable(found):
-            found = await self._tiers.aget(self._total_key(filters), partial(found, **filters), ttl=self._total_ttl)
+            load, deadline = partial(found, **filters), self._deadline()
+            key = self._total_key(found, filters)
+            found = await self._tiers.aget(key, load, ttl=self._total_ttl, deadline=deadline)
         return found if found is None else int(found)
 
-    def _total_key(self, filters: dict[str, Any]) -> tuple[Any, ...]:
-        return (Kind.PAGE, self._source.identity, frozen(filters), "total")
+    def _total_key(self, total: Callable[..., Any], filters: dict[str, Any]) -> tuple[Any, ...]:
+        return (Kind.PAGE, self._source.identity, frozen(filters), "total", function_key(total))
 
 
 class Pages:
@@ -454,6 +458,7 @@ class _PageJob:
         self._job: Any = None
 
     def start(self, tiers: Tiers) -> None:
+        self._blocked = tiers.bridge.blocked
         self._job = tiers.workers.submit(self._run, demand=True, dropped=self._ended.set)
 
     def _run(self) -> None:
@@ -465,7 +470,7 @@ class _PageJob:
             self._ended.set()
 
     def result(self) -> Page[Any]:
-        self._ended.wait()
+        self.wait()
         if self._error is not None:
             raise self._error
         if self._page is None:
@@ -477,14 +482,8 @@ class _PageJob:
         self._job.cancel()
 
     def wait(self) -> None:
-        self._ended.wait()
+        with self._blocked():  # who waits may be a worker itself
+            self._ended.wait()
 
 
 _FROM_1 = "pages count from 1"
-
-
-def _whole(name: str, value: Any, hint: str = "") -> int:
-    """An int above zero."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
-        raise ConfigError(f"{name}={value!r} must be a whole number, at least 1{hint and f': {hint}'}")
-    return int(value.__index__())

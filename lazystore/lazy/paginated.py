@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lazystore.cache.keys import Kind
 from lazystore.cache.tiers import UNSET
+from lazystore.config import whole
 from lazystore.errors import ConfigError
 from lazystore.lazy.calls import Bound, call_name, instance_token, looks_like_method
 
@@ -301,8 +302,7 @@ def paginated(
     if mode not in ("page", "cursor"):
         raise ConfigError(f"mode={mode!r} is neither 'page' nor 'cursor'")
     for name, value in (("size", size), ("max_size", max_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}={value!r} must be a whole number, at least 1")
+        whole(name, value)
 
     def decorate(function: Any) -> Any:
         if isinstance(function, (staticmethod, classmethod)):

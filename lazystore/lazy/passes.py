@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncGenerator, Generator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lazystore.lazy.source import Source
@@ -29,9 +27,9 @@ def sync_pieces(steps: Any, chunker: DataChunker | None) -> Generator[Any, None,
 
 async def async_pieces(source: Source, bridge: Bridge, chunker: DataChunker | None) -> AsyncGenerator[Any, None]:
     """The same of a source, which is opened, stepped and closed without blocking the event loop."""
-    opened: Any = source.open() if _opens_at_once(source) else await bridge.acall(source.open)
+    opened: Any = source.open() if source.opens_at_once else await bridge.acall(source.open)
     if source.instant:
-        for piece in opened if chunker is None else chunker.pieces(opened):
+        for piece in opened if chunker is None else chunker.pieces(iter(opened)):  # its items, not its buffer
             yield piece
         return
     steps = bridge.aiterate(opened, batch=1 if chunker is None else HOP)
@@ -48,16 +46,3 @@ async def async_pieces(source: Source, bridge: Bridge, chunker: DataChunker | No
                 await pieces.aclose()
     finally:
         await steps.aclose()  # type: ignore[attr-defined]
-
-
-def _opens_at_once(source: Source) -> bool:
-    """Whether opening runs none of the user's code that could block, so that an event loop may do it."""
-    function: Any = source._open
-    while isinstance(function, partial):
-        function = function.func
-    kinds = (inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.iscoroutinefunction)
-    return source.instant or source.cached or any(kind(function) for kind in kinds) or _is_iterable(source)
-
-
-def _is_iterable(source: Source) -> bool:
-    return isinstance(source.identity, tuple) and source.identity[:1] == ("iterable",)

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from lazystore.config import whole
 from lazystore.errors import ConfigError
 
 __all__ = ["Gate", "Guess", "Learner", "Markov", "NextN", "Predictor", "Stride", "behaviour", "majority"]
@@ -30,7 +31,7 @@ class NextN:
     """The ``count`` whole numbers after the last one. For use that is known to be sequential."""
 
     def __init__(self, count: int = 2) -> None:
-        self.count = _positive("count", count)
+        self.count = whole("count", count)
 
     def __call__(self, history: Sequence[Hashable]) -> list[Guess]:
         if not history or type(history[-1]) is not int:
@@ -63,7 +64,7 @@ class Stride:
     """
 
     def __init__(self, count: int = 8, windows: Sequence[int] = (4, 8, 16, 32)) -> None:
-        self.count = _positive("count", count)
+        self.count = whole("count", count)
         self.windows = tuple(windows)
 
     def __call__(self, history: Sequence[Hashable]) -> list[Guess]:
@@ -108,8 +109,8 @@ class Markov:
     FADE_AT = 32
 
     def __init__(self, states: int = 4096, least: float = 0.5, count: int = 4) -> None:
-        self.states = _positive("states", states)
-        self.count = _positive("count", count)
+        self.states = whole("states", states)
+        self.count = whole("count", count)
         if not 0 < least <= 1:
             raise ConfigError(f"least={least!r} is no probability above 0")
         self.least = least
@@ -178,9 +179,9 @@ class Gate:
         if not callable(predictor):
             raise ConfigError(f"{predictor!r} is no predictor: it takes the last keys and gives (key, score) pairs")
         self.predictor = predictor
-        self._window = _positive("window", window)
+        self._window = whole("window", window)
         self._least = least
-        self._rest = _positive("rest", rest)
+        self._rest = whole("rest", rest)
         self._rests = 1
         self._shut_for = 0
         self._issued = self._used = 0
@@ -272,12 +273,6 @@ def behaviour(given: Mapping[Any, Any] | Iterable[Hashable]) -> tuple[list[Hasha
                 "a mapping with 'history', 'scores' and 'hint'"
             )
     return list(history), sorted(scores.items(), key=lambda guess: -guess[1]), hint
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}={value!r} must be a whole number, at least 1")
-    return value
 
 
 #: How many of the last keys a predictor is given.

@@ -16,8 +16,11 @@ from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from lazystore.cache.bridge import close_unawaited, is_async
 from lazystore.cache.keys import canonical
-from lazystore.errors import ConfigError, ItemIndexError, LazyStoreError, UnsupportedError
+from lazystore.config import whole
+from lazystore.errors import ConfigError, ItemIndexError, LazyStoreError, LoadError, UnsupportedError
+from lazystore.lazy.walks import by_cursor, by_range
 
 if TYPE_CHECKING:
     from lazystore.cache.paged import PagedObject
@@ -71,7 +74,7 @@ class Source:
         self._key, self._range, self._after, self._open, self._size = key, range, after, open, size
         self.cached = cached
         self.instant = instant
-        self._opens_at_once = opens_at_once or cached
+        self._opens_at_once = opens_at_once or instant
         found = {"keys": key, "range": range, "cursor": after, "stream": open}
         self.can = frozenset(name for name, function in found.items() if function is not None) | (
             frozenset({"bytes"}) if of_bytes else frozenset()
@@ -79,8 +82,29 @@ class Source:
 
     @property
     def size(self) -> int | None:
-        """Items (bytes of one that can "bytes"), or None where only reading to the end would tell."""
-        return self._size() if callable(self._size) else self._size
+        """Items (bytes of one that can "bytes"), or None where only reading to the end would tell.
+
+        Raises:
+            LoadError: the function that tells gave no number. What it raises.
+        """
+        if not callable(self._size):
+            return self._size
+        found = self._size()
+        if isinstance(found, bool) or not hasattr(found, "__index__") or found < 0:
+            close_unawaited(found)
+            raise LoadError(f"size= of {self!r} gave a {type(found).__name__}, not a number of {self.unit}")
+        return int(found)
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether it has a :attr:`size`; nobody is asked for it."""
+        return self._size is not None
+
+    def is_async(self, ability: str) -> bool:
+        """Whether the function behind an ability ("keys", "range", "cursor", "stream") is a coroutine function."""
+        functions = {"keys": self._key, "range": self._range, "cursor": self._after, "stream": self._open}
+        function = functions[ability]
+        return function is not None and is_async(function)
 
     @property
     def key_function(self) -> Callable[[Any], Any] | None:
@@ -136,9 +160,8 @@ class Source:
     @property
     def opens_at_once(self) -> bool:
         """Whether :meth:`open` runs no code that may block: of what is in memory, and of generators."""
-        function = self._open
         at_once = (inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.iscoroutinefunction)
-        return self.instant or self._opens_at_once or any(test(function) for test in at_once)
+        return self._opens_at_once or any(test(self._open) for test in at_once)
 
     def require(self, *abilities: str) -> None:
         """Refuse a source that has none of ``abilities``.
@@ -167,21 +190,28 @@ class Source:
     def from_range(cls, function: Callable[..., Any], *, size: int | Callable[[], int] | None = None) -> Source:
         """``function(offset, limit)`` gives at most ``limit`` items, fewer only at the end; ``size`` items, if known.
 
-        Filters of :meth:`LazyStore.page` are handed on to it by name.
+        Filters of :meth:`LazyStore.page` are handed on to it by name. A function in place of ``size`` is asked for
+        every part, also in event loops: it must not wait.
         """
-        if (
-            size is not None
-            and not callable(size)
-            and (isinstance(size, bool) or not isinstance(size, int) or size < 0)
-        ):
-            raise ConfigError(f"size={size!r} is not a number of items")
-
-        return cls(_checked(function, "from_range"), range=function, size=size)
+        identity = _checked(function, "from_range")
+        if callable(size):
+            if is_async(size):
+                raise ConfigError("size= is an async function: give a number, or a function that tells it at once")
+        elif size is not None:
+            size = whole("size", size, least=0)
+        found = cls(
+            identity, range=function, size=size, open=lambda: by_range(function, lambda: found.size),
+            opens_at_once=is_async(function),
+        )  # fmt: skip
+        return found
 
     @classmethod
     def from_cursor(cls, function: Callable[..., Any]) -> Source:
         """``function(cursor, limit)`` gives ``(items, next_cursor)``; None is the first and, given back, the last."""
-        return cls(_checked(function, "from_cursor"), after=function)
+        return cls(
+            _checked(function, "from_cursor"), after=function, open=lambda: by_cursor(function),
+            opens_at_once=is_async(function),
+        )  # fmt: skip
 
     @classmethod
     def from_stream(cls, function: Callable[[], AnyIterable] | AnyIterable) -> Source:
@@ -195,7 +225,7 @@ class Source:
     def from_sequence(cls, sequence: Sequence[Any]) -> Source:
         """Anything with ``len`` and ``[i]``, slices included: lists, arrays, datasets; never copied."""
         is_memory = isinstance(sequence, (list, tuple, range, str)) or hasattr(sequence, "__array_interface__")
-        many = getattr(sequence, "get_many", None)
+        many = getattr(sequence, "get_many", None)  # of our datasets
 
         def items(offset: int, limit: int) -> Any:
             stop = min(offset + limit, total())
@@ -207,11 +237,17 @@ class Source:
             return sequence[index]
 
         def total() -> int:
-            return int(getattr(sequence, "total", 0) or len(sequence))  # of a dataset of several ranks: all of it
+            all_ranks = 0 if many is None else getattr(sequence, "total", 0)
+            return int(all_ranks or len(sequence))
+
+        def opened() -> Iterable[Any]:
+            if hasattr(type(sequence), "__iter__"):
+                return sequence
+            return map(sequence.__getitem__, range(total()))  # its [i] need not know where it ends
 
         return cls(
             ("sequence", type(sequence).__name__, next(_numbers)),
-            key=item, range=items, open=lambda: sequence, size=total, cached=True, instant=is_memory,
+            key=item, range=items, open=opened, size=total, cached=True, instant=is_memory, opens_at_once=True,
         )  # fmt: skip
 
     @classmethod

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lazystore.cache.ledger import Ledger
 from lazystore.cache.locks import forkable_lock
-from lazystore.config import parse_bytes
+from lazystore.config import parse_bytes, seconds
 from lazystore.errors import (
     BudgetTooSmallError,
     ClosedError,
@@ -115,8 +115,8 @@ class Stream:
     ) -> None:
         self._source = as_source(source)
         self._source.require("stream")
-        if idle_timeout is not None and (isinstance(idle_timeout, bool) or not idle_timeout > 0):
-            raise ConfigError(f"idle_timeout={idle_timeout!r} must be above zero seconds, or None")
+        if idle_timeout is not None:
+            idle_timeout = seconds("idle_timeout", idle_timeout)
         if weigh is None:
             from lazystore._core.weigh import weigh as bytes_of
 
@@ -195,35 +195,56 @@ class Stream:
 
     def _begin(self) -> None:
         """Take the window and open the source, once."""
+        self._refuse_itself()
         with self._beginning:
             if self._face == SYNC:
                 return
-            self._feed.check()
-            if self._face:
-                raise ConfigError(f"{self} is read by `async for`: read on in that way, or open another one")
-            if self._ledger is not None:
-                self._feed.reservation = self._ledger.reserve(self._feed.window.limit, what="streams")
+            self._puller = threading.get_ident()
+            try:
+                self._open()
+            finally:
+                self._puller = 0
+
+    def _refuse_itself(self) -> None:
+        if self._puller == threading.get_ident():
+            raise ReentrantLoadError(f"the source of {self} reads the stream that it feeds: it would wait for itself")
+
+    def _open(self) -> None:
+        self._feed.check()
+        if self._face:
+            raise ConfigError(f"{self} is read by `async for`: read on in that way, or open another one")
+        reservation = None
+        if self._ledger is not None:
+            reservation = self._ledger.reserve(self._feed.window.limit, what="streams")
+        try:
             opened = self._source.open()
             steps = self._bridge.iterate(opened)
-            if not hasattr(type(opened), "__iter__"):
-                self._stop = getattr(steps, "close", None)  # it waits for an event loop, which can be called off
-            pieces = sync_pieces(steps, self._chunker)
-            if self._ahead:
-                self._producer = ThreadProducer(self._feed, pieces, self._weigh, self._stop, self.name)
-            else:
-                self._pieces = pieces
-            self._feed.begun = True
-            self._face = SYNC
+        except BaseException:
+            if reservation is not None:
+                reservation.release()
+            raise
+        pieces = sync_pieces(steps, self._chunker)
+        try:
+            self._feed.begin(reservation)
+        except ClosedError:
+            steps.close()  # type: ignore[attr-defined]
+            raise
+        if not hasattr(type(opened), "__iter__"):
+            self._stop = getattr(steps, "close", None)  # it waits for an event loop, which can be called off
+        if self._ahead:
+            self._producer = ThreadProducer(self._feed, pieces, self._weigh, self._stop, self.name)
+        else:
+            self._pieces = pieces
+        self._face = SYNC
 
     def _pull(self) -> None:
         """Make one piece in this thread, unless another thread has."""
-        feed, here = self._feed, threading.get_ident()
-        if self._puller == here:
-            raise ReentrantLoadError(f"the source of {self} reads the stream that it feeds: it would wait for itself")
+        self._refuse_itself()
+        feed = self._feed
         with feed.reader(), self._pulling:
             if feed.moves or self._pieces is None:
                 return
-            self._puller = here
+            self._puller = threading.get_ident()
             try:
                 piece = next(self._pieces, END)
                 if piece is END:
@@ -237,7 +258,7 @@ class Stream:
                 raise
             finally:
                 self._puller = 0
-                if feed.closed:
+                if feed.closed or feed.ended:
                     self._pieces.close()
 
     # -- reading, in event loops ----------------------------------------------------------
@@ -277,11 +298,12 @@ class Stream:
             self._feed.check()
             if self._face:
                 raise ConfigError(f"{self} is read by `for`: read on in that way, or open another one")
+            reservation = None
             if self._ledger is not None:
-                self._feed.reservation = await self._ledger.areserve(self._feed.window.limit, what="streams")
+                reservation = await self._ledger.areserve(self._feed.window.limit, what="streams")
+            self._feed.begin(reservation)
             pieces = async_pieces(self._source, self._bridge, self._chunker)
             self._producer = TaskProducer(self._feed, pieces, self._weigh, self._ahead, self.name)
-            self._feed.begun = True
             self._face = ASYNC
 
     # -- by number ----------------------------------------------------------------------
@@ -386,7 +408,7 @@ class Stream:
             self._finalizer.detach()
             self._feed.forget_dropped()
             await self._producer.aclose()
-        elif self._feed.begun:
+        elif self._feed.begun and not self._bridge.workers.closed:
             await self._bridge.acall(self.close)
         else:
             self.close()
@@ -438,9 +460,9 @@ class Stream:
 
 
 def _forgotten(feed: Feed, name: str) -> None:
-    if feed.begun and not feed.ended and not feed.closed:
+    half_way = feed.begun and not feed.ended
+    if feed.close("it was forgotten") and half_way:
         warnings.warn(
             f"stream {name!r} was forgotten half-way: close() it, or use `with`", ResourceWarning, stacklevel=2
         )
-    feed.close("it was forgotten")
     feed.forget_dropped()

@@ -39,6 +39,9 @@ class Streams:
         Raises:
             ConfigError: the name is taken. As :class:`Stream` does.
         """
+        with self._lock:
+            for name in [name for name, stream in list(self._streams.items()) if stream.closed]:
+                self._streams.pop(name, None)  # whoever reads it was told why since the last one was made
         self._expire()
         with self._lock:
             found = self._streams.get(stream_id)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from lazystore.cache.locks import forkable_rlock
 from lazystore.errors import ClosedError, ItemIndexError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Feed:
 
     def __init__(self, limit: int, idle_timeout: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         # Re-entrant: a finalizer may close a feed in the very thread that holds it.
-        self.turn = threading.Condition(threading.RLock())
+        self.turn = threading.Condition(forkable_rlock())
         self.window = Window(limit)
         self.reservation: Reservation | None = None
         self.begun = self.ended = False
@@ -231,7 +232,7 @@ class Feed:
         """Seconds until it closes itself if nobody reads; None: it will not."""
         if self._idle_timeout is None or self.asking:
             return None
-        return max(0.0, self._touched + self._idle_timeout - self._clock())
+        return min(max(0.0, self._touched + self._idle_timeout - self._clock()), threading.TIMEOUT_MAX)
 
     def expire(self) -> None:
         """Close it if nobody has read it for too long."""
@@ -241,6 +242,20 @@ class Feed:
                 self.close(f"nobody read it for {self._idle_timeout} s (idle_timeout)")
 
     # -- both ---------------------------------------------------------------------------
+
+    def begin(self, reservation: Reservation | None) -> None:
+        """It is read from now on, within what was reserved for it; of one that was closed meanwhile it is given back.
+
+        Raises:
+            ClosedError: it was.
+        """
+        with self.turn:
+            self.begun = not self.closed
+            if self.begun:
+                self.reservation = reservation
+        if not self.begun and reservation is not None:
+            reservation.release()
+        self.check()
 
     def close(self, why: str) -> bool:
         """No more pieces are taken or given. Whether it was open."""

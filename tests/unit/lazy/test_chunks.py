@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from lazystore.cache.tiers import Tiers
 from lazystore.errors import ConfigError, ItemIndexError, LoadError, UnsupportedError
 from lazystore.lazy.chunk_ahead import ChunkAhead
-from lazystore.lazy.chunker import DataChunker
 from lazystore.lazy.chunks import ByKeys, ChunkPass, Chunks, chunks_of
 from lazystore.lazy.source import Source
 
@@ -192,6 +191,7 @@ class Flights:
 
     class Flight:
         done = False
+        error: BaseException | None = None
 
     def __init__(self) -> None:
         self.started: dict[int, Flights.Flight] = {}
@@ -358,7 +358,7 @@ def test_what_is_asked_for_decides_how_it_is_cut(tiers: Tiers) -> None:
     assert isinstance(chunks_of(b"abc", tiers), Chunks)
     assert isinstance(chunks_of([1, 2], tiers), Chunks)
     assert list(chunks_of([1, 2, 3], tiers, items=2)) == [[1, 2], [3]]
-    lines = chunks_of(b"a\nbb\nccc\n", tiers, chunker=DataChunker(5, delimiter="\n"))
+    lines = chunks_of(b"a\nbb\nccc\n", tiers, chunk=5, delimiter="\n")
     assert list(lines) == [b"a\nbb\n", b"ccc\n"]
     by_weight = chunks_of(["a" * 1000] * 10, tiers, chunk="4kB")
     assert isinstance(by_weight, ChunkPass)

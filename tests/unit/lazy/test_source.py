@@ -32,8 +32,8 @@ def by_range(offset: int, limit: int) -> list[int]:
         (memoryview(b"abc"), {"range", "stream", "bytes"}),
         (iter([1]), {"stream"}),
         (Source.from_keys(by_key), {"keys"}),
-        (Source.from_range(by_range), {"range"}),
-        (Source.from_cursor(by_range), {"cursor"}),
+        (Source.from_range(by_range), {"range", "stream"}),
+        (Source.from_cursor(by_range), {"cursor", "stream"}),
         (Source.from_stream(lambda: iter([1])), {"stream"}),
     ],
 )
