@@ -58,6 +58,10 @@ class Bridge:
             raise ClosedError("the store is closed: its event loop has ended")
         return self._own.started().loop
 
+    def owns(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether it is the own loop."""
+        return self._own.runs(loop)
+
     def call(self, func: Callable[..., Any], *args: Any) -> Any:
         """What ``func(*args)`` returns; an awaitable is awaited on the own loop while this thread waits.
 
@@ -178,6 +182,10 @@ class _Own:
                 # in no load's context: its own handles would keep that for ever
                 self._thread = Context().run(LoopThread, "lazystore-bridge")
             return self._thread
+
+    def runs(self, loop: asyncio.AbstractEventLoop) -> bool:
+        thread = self._thread
+        return thread is not None and thread.loop is loop
 
     def halt(self) -> None:
         """End it without waiting: any thread, any moment."""

@@ -35,9 +35,21 @@ class Leg:
         context: what it runs in.
         watch: tells when the loop is closed under it.
         freed: called once when nothing of it runs any more, or ever will.
+        interruptible: what interrupts or ends the interpreter may be the loop's own business, not the loader's.
     """
 
-    __slots__ = ("__weakref__", "_call", "_context", "_freed", "_told", "_watch", "flight", "loop", "task")
+    __slots__ = (
+        "__weakref__",
+        "_call",
+        "_context",
+        "_freed",
+        "_interruptible",
+        "_told",
+        "_watch",
+        "flight",
+        "loop",
+        "task",
+    )
 
     def __init__(
         self,
@@ -47,6 +59,8 @@ class Leg:
         context: Context,
         watch: LoopWatch,
         freed: Callable[[], None],
+        *,
+        interruptible: bool = True,
     ) -> None:
         self.flight = flight
         self.loop = loop
@@ -55,6 +69,7 @@ class Leg:
         self._context = context
         self._watch = watch
         self._freed: Callable[[], None] | None = freed
+        self._interruptible = interruptible
         self._told = False  # the flight is not its any more
         flight.loop = loop
         flight.call_off = self.cancel
@@ -104,6 +119,11 @@ class Leg:
                 raise  # and _landed gives it up
             self._tell(flight.fail, LoadCancelledError(f"the loader of {flight.key!r} was cancelled from inside"))
         except Exception as error:  # noqa: BLE001 - raised at everybody who waits
+            self._tell(flight.fail, error)
+        except BaseException as error:
+            ends_loop = self._interruptible and isinstance(error, (KeyboardInterrupt, SystemExit))
+            if ends_loop or self.task is None:  # None: it is being closed
+                raise  # and is given up
             self._tell(flight.fail, error)
         else:
             self._tell(flight.settle, value)

@@ -300,7 +300,8 @@ class Loads:
         loop: asyncio.AbstractEventLoop,
         context: Context,
     ) -> Leg:
-        return Leg(flight, call, loop, context, self._watch, partial(self.slots.give, owner))
+        freed = partial(self.slots.give, owner)
+        return Leg(flight, call, loop, context, self._watch, freed, interruptible=not self.bridge.owns(loop))
 
     def _submit(self, run: Run, *, demand: bool, priority: float = 0.0) -> None:
         run.job = self.bridge.workers.submit(
@@ -338,7 +339,7 @@ class Loads:
 
     def _dropped(self, run: Run) -> None:
         """The workers will never run it: they were closed, unless it is taken out right here."""
-        if run.taken_by != threading.get_ident():
+        if threading.get_ident() not in run.taken_by:
             run.flight.heirs.clear()
             run.flight.fail(given_up_error(run.flight))
             self.slots.give(run)
@@ -369,10 +370,11 @@ class Loads:
         """Take it out of the workers' queue, if it stands there."""
         if run.job is None:
             return False
-        run.taken_by = threading.get_ident()
+        me = threading.get_ident()
+        run.taken_by.add(me)  # before: cancelling tells _dropped at once, in this thread
         if run.job.cancel():
             return True
-        run.taken_by = 0
+        run.taken_by.discard(me)
         return False
 
     def _call_off(self, run: Run) -> None:
@@ -449,14 +451,17 @@ class Loads:
         return flights
 
     def _give_up(self) -> None:
+        ended: list[tuple[Flight, Owner, Callable[[], None] | None]] = []
         for flight in self.flights.under_way():
             call_off, owner = flight.call_off, flight.run or flight
             flight.heirs.clear()
             if flight.fail(given_up_error(flight)):
-                if call_off is not None:
-                    call_off()
-                flight.excused = True
-                self.slots.excuse(owner)  # a thread that waits for its turn finds that it is over
+                ended.append((flight, owner, call_off))
+        for flight, owner, call_off in ended:  # now: a slot that is freed here must not begin another of them
+            if call_off is not None:
+                call_off()
+            flight.excused = True
+            self.slots.excuse(owner)  # a thread that waits for its turn finds that it is over
 
     def after_fork(self) -> None:
         """In the child: what was under way is the parent's."""

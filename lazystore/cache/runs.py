@@ -37,8 +37,8 @@ class Run:
         self.demanded = False
         #: has its slot, or needs none
         self.ready = False
-        #: the thread that takes it out of the workers' queue
-        self.taken_by = 0
+        #: threads that try to take it out of the workers' queue; one of them does
+        self.taken_by: set[int] = set()
 
     @property
     def excused(self) -> bool:

@@ -35,7 +35,7 @@ from lazystore.errors import ClosedError, ConfigError, UnhashableKeyError
 if TYPE_CHECKING:
     from lazystore.cache.disk import DiskTier
 
-__all__ = ["UNSET", "Tiers"]
+__all__ = ["UNSET", "Tiers", "check_ttl"]
 
 
 class Unset:
@@ -49,6 +49,8 @@ class Unset:
 
 #: As the store has it.
 UNSET: Final = Unset()
+#: Some ninety years: what is longer is for ever to all who could notice.
+LONGEST_NS = 3e18
 
 _ONCE = Retries(attempts=1)
 
@@ -406,8 +408,7 @@ class Tiers:
         """Nanoseconds a value loaded now is fresh, and kept; 0 for ever."""
         if ttl is None:
             return 0, 0
-        if not ttl > 0:
-            raise ConfigError(f"ttl={ttl!r} must be above zero seconds, or None for ever")
+        check_ttl(ttl)
         fresh = max(1, _ns(ttl * (1.0 + self._jitter * (2.0 * self._rng() - 1.0))))
         return fresh, fresh + max(self._while_ns, self._error_ns)
 
@@ -473,6 +474,7 @@ class Tiers:
         retry: bool,
         purpose: Purpose,
     ) -> Miss:
+        check_ttl(ttl)
         return Miss(
             self, key, load, ttl=self.ttl if isinstance(ttl, Unset) else ttl, weigh=weigh, keep=keep,
             retries=self._retries if retry else _ONCE, purpose=purpose,
@@ -503,7 +505,20 @@ class Tiers:
 
 
 def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)
+    """Nanoseconds, at most LONGEST_NS: infinity is a time like any other."""
+    return round(min(seconds * 1e9, LONGEST_NS))
+
+
+def check_ttl(ttl: object) -> None:
+    """Refuse what is no time to live, before anything is loaded for it.
+
+    Raises:
+        ConfigError: neither seconds above zero nor None.
+    """
+    if ttl is None or isinstance(ttl, Unset):
+        return
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not ttl > 0:
+        raise ConfigError(f"ttl={ttl!r} must be above zero seconds, or None for ever")
 
 
 def _check_times(*seconds: float) -> None:

@@ -35,7 +35,12 @@ class LoopThread:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            self.loop.run_forever()
+            while True:
+                try:
+                    self.loop.run_forever()
+                except (KeyboardInterrupt, SystemExit):  # a task's, told to whoever awaits it: no signal comes here
+                    continue
+                return
         finally:
             self.loop.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from lazystore.errors import ConfigError
 from lazystore.lazy.source import Source
 from lazystore.lazy.strategy import DataSize, Strategy
 
-__all__ = ["choose", "strategy_of"]
+__all__ = ["choose", "is_generator", "strategy_of"]
 
 _BY_SIZE = {
     DataSize.SMALL: Strategy.EAGER,
@@ -51,15 +50,17 @@ def choose(what: Any, nbytes: int | None) -> tuple[Strategy, str]:
         return _BY_SIZE[size], f"{size.name} by the size given"
     if isinstance(what, Source):
         return _for_source(what)
-    function = what
+    if is_generator(what):
+        return Strategy.STREAMING, "a generator is read in one pass"
+    return Strategy.EAGER, "a function gives its value at once, whatever its size"
+
+
+def is_generator(function: Any) -> bool:
+    """Whether a function is a generator, sync or async: what it gives is read once."""
     while isinstance(function, partial):
         function = function.func
     call = getattr(type(function), "__call__", None)  # noqa: B004 - the method is wanted, not whether there is one
-    if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in (function, call)):
-        return Strategy.STREAMING, "a generator is read in one pass"
-    if isinstance(what, (Iterator, AsyncIterator)):
-        return Strategy.STREAMING, "an iterator is read in one pass"
-    return Strategy.EAGER, "a function gives its value at once, whatever its size"
+    return any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in (function, call))
 
 
 def _for_source(source: Source) -> tuple[Strategy, str]:

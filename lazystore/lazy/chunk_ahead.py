@@ -64,7 +64,7 @@ class ChunkAhead:
         Returns: the load of this one, if it was started and has not ended.
         """
         if self._fixed == 0:
-            return None
+            return self._flights.pop(index, None) if self._flights else None
         in_order, self._next = index == self._next, index + 1
         flight = self._flights.pop(index, None)
         if flight is not None and flight.done:

@@ -72,7 +72,7 @@ class _Addressed:
 
     # What the parts are: one of these for each kind.
 
-    def _part(self, index: int) -> tuple[Hashable, Callable[[], Any]]:
+    def part(self, index: int) -> tuple[Hashable, Callable[[], Any]]:
         """Under which key a part is kept, and what loads it. Raises ItemIndexError if it is known that there is none"""
         raise NotImplementedError
 
@@ -97,14 +97,14 @@ class _Addressed:
     def _start(self, index: int) -> Any:
         """Load a part in the background; None: there is none."""
         try:
-            key, load = self._part(index)
+            key, load = self.part(index)
         except ItemIndexError:
             return None
         return self._tiers.start(key, load, ttl=self._ttl)
 
     def _get(self, index: int, ahead: ChunkAhead) -> Any:
         """The part ``index``; raises ItemIndexError if there is none."""
-        key, load = self._part(index)
+        key, load = self.part(index)
         if self._source.cached:
             return self._seen(index, self._tiers.bridge.call(load), ahead)
         started = ahead.touch(index)
@@ -119,7 +119,7 @@ class _Addressed:
     async def _aget(self, index: int, ahead: ChunkAhead) -> Any:
         if self._source.cached and not self._source.instant:  # opening it, and asking for its size, may wait
             return await self._tiers.bridge.acall(self._get, index, ahead)
-        key, load = self._part(index)
+        key, load = self.part(index)
         if self._source.instant:
             return self._seen(index, load(), ahead)
         started = ahead.touch(index)
@@ -297,7 +297,7 @@ class Chunks(_Addressed):
         size = self._source.size
         return self._end if size is None else -(-size // self.grain)
 
-    def _part(self, index: int) -> tuple[Hashable, Callable[[], Any]]:
+    def part(self, index: int) -> tuple[Hashable, Callable[[], Any]]:
         source, offset, size = self._source, index * self.grain, self._source.size
         limit = self.grain if size is None else min(self.grain, size - offset)
         if index < 0 or limit <= 0 or (self._end is not None and index >= self._end):
@@ -350,7 +350,7 @@ class ByKeys(_Addressed):
     def total(self) -> int:
         return len(self.keys)
 
-    def _part(self, index: int) -> tuple[Hashable, Callable[[], Any]]:
+    def part(self, index: int) -> tuple[Hashable, Callable[[], Any]]:
         if not 0 <= index < len(self.keys):
             raise self._none(index)
         key = self.keys[index]

@@ -85,6 +85,8 @@ class CursorSigner:
     ) -> None:
         if secrets is None:
             secrets = os.urandom(32)
+        if not isinstance(secrets, (bytes, str, Iterable)):
+            raise ConfigError(f"secrets={secrets!r} are bytes, or several of them")
         given = [secrets] if isinstance(secrets, (bytes, str)) else list(secrets)
         encoded = [one.encode() if isinstance(one, str) else one for one in given]
         if not encoded or not all(isinstance(one, bytes) and len(one) >= SECRET_BYTES for one in encoded):

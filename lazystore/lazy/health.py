@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from lazystore.cache.locks import forkable_lock
 from lazystore.errors import ConfigError
 
 __all__ = ["THRESHOLDS", "HealthWindow"]
@@ -33,6 +34,7 @@ class HealthWindow:
     """
 
     def __init__(self) -> None:
+        self._lock = forkable_lock()
         self._seen: deque[tuple[float, dict[str, float]]] = deque(maxlen=64)
 
     def judge(self, counters: Mapping[str, Any], thresholds: Mapping[str, float] | None = None) -> dict[str, Any]:
@@ -66,11 +68,12 @@ class HealthWindow:
     def _window(self, now: dict[str, float]) -> dict[str, float]:
         """What was counted since the oldest look that is not older than the window."""
         at = time.monotonic()
-        while len(self._seen) > 1 and self._seen[1][0] <= at - WINDOW_S:
-            self._seen.popleft()
-        began, before = self._seen[0] if self._seen else (at, dict.fromkeys(now, 0.0))
-        if not self._seen or at - self._seen[-1][0] >= 1.0:
-            self._seen.append((at, now))
+        with self._lock:
+            while len(self._seen) > 1 and self._seen[1][0] <= at - WINDOW_S:
+                self._seen.popleft()
+            began, before = self._seen[0] if self._seen else (at, dict.fromkeys(now, 0.0))
+            if not self._seen or at - self._seen[-1][0] >= 1.0:
+                self._seen.append((at, now))
         found = {name: max(0.0, now[name] - before[name]) for name in now}
         served = found["hits"] + found["joins"] + min(found["disk_hits"], found["misses"])
         found["hit_ratio"] = served / found["requests"] if found["requests"] else 0.0

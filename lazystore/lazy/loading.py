@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lazystore.cache.entries import MISSING
 from lazystore.cache.flight import Deadline
 from lazystore.cache.keys import Kind
-from lazystore.cache.tiers import UNSET, Tiers
+from lazystore.cache.tiers import UNSET, Tiers, check_ttl
 from lazystore.errors import ClosedError, ConfigError, UnhashableKeyError
 from lazystore.lazy.choosing import choose, strategy_of
 from lazystore.lazy.source import Source, as_source, function_identity
@@ -64,6 +64,8 @@ class Loading:
 
         Cost: a hit is one call into C. A miss runs the loader in this thread, unless there is a timeout.
         """
+        if ttl is not UNSET:
+            check_ttl(ttl)
         if self._fast:
             try:
                 value = self._hit(key, MISSING)
@@ -86,6 +88,8 @@ class Loading:
 
         A task that is cancelled while it waits cancels nobody else's load.
         """
+        if ttl is not UNSET:
+            check_ttl(ttl)
         if self._fast:
             try:
                 value = self._hit(key, MISSING)

@@ -12,7 +12,7 @@ import inspect
 import itertools
 import marshal
 import weakref
-from collections.abc import AsyncIterable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -143,6 +143,8 @@ class Source:
         if self._open is None:
             self._cannot("stream", "be read in one pass")
         found: AnyIterable = self._open()
+        if not isinstance(found, (Iterable, AsyncIterable, Awaitable)) and not hasattr(found, "__getitem__"):
+            raise LoadError(f"{self!r} gave a {type(found).__name__} to iterate over, which cannot be iterated over")
         return found
 
     def load_of_key(self, key: Any) -> Callable[[], Any]:

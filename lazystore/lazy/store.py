@@ -121,6 +121,8 @@ class LazyStore(Loading, Looking):
     ) -> None:
         if key is not None and not callable(key):
             raise ConfigError(f"key={key!r} is not a function")
+        if storage_options is not None and not isinstance(storage_options, Mapping):
+            raise ConfigError(f"storage_options={storage_options!r} is not a mapping")
         named = {
             "memory": memory, "disk": disk, "ttl": ttl, "chunk": chunk, "page": page, "prefetch": prefetch,
             "concurrency": concurrency, "codec": codec, "policy": policy, "name": name,
@@ -141,6 +143,8 @@ class LazyStore(Loading, Looking):
         self._health = HealthWindow()
         self._tiers = self._make_tiers(options)
         self._hit = self._tiers.hit
+        if secret is not None:
+            _ = self._signer  # says at once what is wrong with it
         self._predicts = self._fast = False
         if source is not None:
             found = self._source = self._adopt(self._as_source(source))
@@ -425,6 +429,8 @@ class LazyStore(Loading, Looking):
         A key that is asked for meanwhile is loaded at once. Under memory pressure what nobody waits for is refused.
         """
         self._check_open()
+        if isinstance(priority, bool) or not isinstance(priority, (int, float)):
+            raise ConfigError(f"priority={priority!r} is not a number")
         return self.background.prefetch(keys, priority=priority)
 
     @part

@@ -369,7 +369,12 @@ elif way == "iteration":
             await asyncio.sleep(600)
     walk = bridge.iterate(items())
     next(walk)
-    threading.Thread(target=lambda: next(walk), daemon=True).start()
+    def step():
+        try:
+            next(walk)
+        except Exception:  # its end, if the process lives long enough to tell it
+            pass
+    threading.Thread(target=step, daemon=True).start()
 else:
     async def use():
         task = asyncio.create_task(loads.aload("k", coro if way == "task" else sync))

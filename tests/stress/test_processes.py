@@ -298,10 +298,10 @@ import signal
 
 dataset = StreamingDataset(folder, memory=100_000)
 interrupted = 0
+signal.signal(signal.SIGALRM, signal.default_int_handler)
 for _ in range(30):
-    signal.setitimer(signal.ITIMER_REAL, 0.003)
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.003)
         while True:
             for item in dataset:
                 pass

@@ -38,7 +38,7 @@ def unlike(x: int) -> int:
 
 
 def wait(x: int) -> int:
-    time.sleep(0.003)
+    time.sleep(0.01)  # long beside what waking up costs on a busy machine
     return x
 
 

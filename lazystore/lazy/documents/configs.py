@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lazystore.errors import ConfigError
+from lazystore.lazy.choosing import strategy_of
 from lazystore.lazy.options import cache_folder
 from lazystore.lazy.strategy import CompressionType, LoadingStrategy
 
@@ -21,8 +22,14 @@ MIB = 1 << 20
 
 def _positive(config: object, **values: float) -> None:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ConfigError(f"{type(config).__name__}: {name}={value!r} must be above zero")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise ConfigError(f"{type(config).__name__}: {name}={value!r} must be a number above zero")
+
+
+def _counts(config: object, least: int = 1, **values: int) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{type(config).__name__}: {name}={value!r} must be a whole number, at least {least}")
 
 
 @dataclass(slots=True)
@@ -69,10 +76,16 @@ class LazyLoadingConfig:
 
     def __post_init__(self) -> None:
         _positive(
-            self, max_memory_mb=self.max_memory_mb, chunk_size=self.chunk_size, cache_ttl=self.cache_ttl,
-            max_chunks_in_memory=self.max_chunks_in_memory, background_workers=self.background_workers,
-            max_concurrent_loads=self.max_concurrent_loads, slow_operation_threshold=self.slow_operation_threshold,
+            self, max_memory_mb=self.max_memory_mb, cache_ttl=self.cache_ttl,
+            slow_operation_threshold=self.slow_operation_threshold,
         )  # fmt: skip
+        _counts(
+            self, chunk_size=self.chunk_size, max_chunks_in_memory=self.max_chunks_in_memory,
+            background_workers=self.background_workers, max_concurrent_loads=self.max_concurrent_loads,
+            cache_size=self.cache_size,
+        )  # fmt: skip
+        _counts(self, 0, prefetch_distance=self.prefetch_distance)
+        self.default_strategy = strategy_of(self.default_strategy)
 
     def settings(self) -> dict[str, Any]:
         """The same as settings of a :class:`~lazystore.LazyStore`."""
@@ -91,7 +104,18 @@ class LazyLoadingConfig:
 
 @dataclass(slots=True)
 class ChunkConfig:
-    """How chunks are held: items a chunk, chunks in memory, read-ahead, compression of what goes to disk."""
+    """How chunks are held.
+
+    Attributes:
+        chunk_size: items a chunk.
+        max_chunks_in_memory: accepted; the budget in bytes is what limits.
+        prefetch_chunks: chunks read ahead in sequential use; 0: none.
+        compression_threshold: accepted; what does not shrink by a tenth is stored as it is.
+        compression_type: of what goes to disk.
+
+    Raises:
+        ConfigError: a number or the codec cannot be.
+    """
 
     chunk_size: int = 1000
     max_chunks_in_memory: int = 10
@@ -100,7 +124,15 @@ class ChunkConfig:
     compression_type: CompressionType = CompressionType.GZIP
 
     def __post_init__(self) -> None:
-        _positive(self, chunk_size=self.chunk_size, max_chunks_in_memory=self.max_chunks_in_memory)
+        _counts(self, chunk_size=self.chunk_size, max_chunks_in_memory=self.max_chunks_in_memory)
+        _counts(self, 0, prefetch_chunks=self.prefetch_chunks, compression_threshold=self.compression_threshold)
+        try:
+            self.compression_type = CompressionType(self.compression_type)
+        except ValueError:
+            known = ", ".join(member.name for member in CompressionType)
+            raise ConfigError(
+                f"ChunkConfig: compression_type={self.compression_type!r} is not one of {known}"
+            ) from None
 
 
 @dataclass(slots=True)
@@ -108,9 +140,8 @@ class StreamingConfig:
     """Settings of streams: not :class:`lazystore.StreamingConfig`, which is a dataset's.
 
     Attributes:
-        buffer_size: bytes a stream may hold.
-        chunk_timeout: seconds nobody may read before it closes.
-        max_concurrent_streams: further streams are refused.
+        chunk_timeout: seconds nobody may read a stream before it closes.
+        buffer_size, max_concurrent_streams: accepted; windows of streams come out of the one budget, which limits both.
         enable_compression, compression_level: accepted; compression belongs to the transport.
     """
 
@@ -121,15 +152,23 @@ class StreamingConfig:
     compression_level: int = 6
 
     def __post_init__(self) -> None:
-        _positive(
-            self, buffer_size=self.buffer_size, chunk_timeout=self.chunk_timeout,
-            max_concurrent_streams=self.max_concurrent_streams,
-        )  # fmt: skip
+        _positive(self, chunk_timeout=self.chunk_timeout)
+        _counts(self, buffer_size=self.buffer_size, max_concurrent_streams=self.max_concurrent_streams)
 
 
 @dataclass(slots=True)
 class PaginationConfig:
-    """Settings of pages: items a page, the most of them, and the order of keyset cursors."""
+    """Settings of pages.
+
+    Attributes:
+        default_page_size, max_page_size: items a page where none is said, and at most (larger ones are clamped).
+        enable_cursor_pagination: accepted; pages have cursors always, and who does not use them pays nothing.
+        cursor_field, sort_field, sort_direction: what :attr:`order` is made of, for keyset cursors:
+            ``keyset(config.order, unique=config.cursor_field)``.
+
+    Raises:
+        ConfigError: a size is no number above zero, or the direction neither "asc" nor "desc".
+    """
 
     default_page_size: int = 50
     max_page_size: int = 1000
@@ -139,7 +178,10 @@ class PaginationConfig:
     sort_direction: str = "desc"
 
     def __post_init__(self) -> None:
-        _positive(self, default_page_size=self.default_page_size, max_page_size=self.max_page_size)
+        _counts(self, default_page_size=self.default_page_size, max_page_size=self.max_page_size)
+        if self.default_page_size > self.max_page_size:
+            sizes = f"default_page_size={self.default_page_size} is above max_page_size={self.max_page_size}"
+            raise ConfigError(f"PaginationConfig: {sizes}")
         if self.sort_direction not in ("asc", "desc"):
             raise ConfigError(f"PaginationConfig: sort_direction={self.sort_direction!r} is neither 'asc' nor 'desc'")
 
@@ -156,15 +198,20 @@ class LargeDataConfig:
 
     Attributes:
         max_memory_mb: the hard budget, in MiB; half of what the machine or container allows is the most.
-        memory_threshold: share of the container's memory from which on the budget gives way.
+        memory_threshold: share of the container's memory in use from which on the budget gives way.
         enable_disk_cache, disk_cache_dir: a disk tier (of four times the memory), and its folder:
             ``$XDG_CACHE_HOME/lazystore`` if none is given, created readable by its owner only.
         enable_caching, cache_size, cache_ttl: as in :class:`LazyLoadingConfig`.
         load_timeout: seconds a load may take, all attempts together.
         retry_attempts: attempts in all.
         chunk_config, pagination_config, streaming_config: see there.
-        enable_metrics, enable_monitoring, enable_background_loading: counting is always on, watching happens in use.
-        max_background_tasks, background_batch_size: loads in the background at once; items a batch.
+        enable_metrics, enable_monitoring: accepted; counting is always on, and memory is watched while it is used.
+        enable_background_loading: False: strategy BACKGROUND is refused.
+        max_background_tasks: loads in the background at once (20 at most).
+        background_batch_size: items a batch of :meth:`LargeDataLoader.batch_process_large_dataset`.
+
+    Raises:
+        ConfigError: a value cannot be; the message names it.
     """
 
     max_memory_mb: float = 2048
@@ -188,8 +235,11 @@ class LargeDataConfig:
     def __post_init__(self) -> None:
         _positive(
             self, max_memory_mb=self.max_memory_mb, cache_ttl=self.cache_ttl, load_timeout=self.load_timeout,
-            retry_attempts=self.retry_attempts, max_background_tasks=self.max_background_tasks,
-            background_batch_size=self.background_batch_size,
+            memory_threshold=self.memory_threshold,
+        )  # fmt: skip
+        _counts(
+            self, retry_attempts=self.retry_attempts, max_background_tasks=self.max_background_tasks,
+            background_batch_size=self.background_batch_size, cache_size=self.cache_size,
         )  # fmt: skip
         if not 0 < self.memory_threshold <= 1:
             raise ConfigError(f"LargeDataConfig: memory_threshold={self.memory_threshold!r} is a share, 0 to 1")
@@ -210,6 +260,7 @@ class LargeDataConfig:
             "ttl": self.cache_ttl,
             "attempts": self.retry_attempts,
             "timeout": self.load_timeout,
+            "idle_timeout": self.streaming_config.chunk_timeout,
             "codec": chunks.compression_type,
             "background_workers": min(self.max_background_tasks, 20),
         }

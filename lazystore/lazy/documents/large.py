@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any
 
-from lazystore.errors import ConfigError
-from lazystore.lazy.chunk import DataChunk
+from lazystore.errors import ConfigError, UnsupportedError
+from lazystore.lazy.choosing import strategy_of
+from lazystore.lazy.chunk import DataChunk, size_of
 from lazystore.lazy.documents.configs import ChunkConfig, LargeDataConfig
 from lazystore.lazy.documents.metrics import stats_of
 from lazystore.lazy.page import Page, PageInfo
@@ -34,6 +35,8 @@ class LargeDataLoader:
         self.config = LargeDataConfig() if config is None else config
         self._owns = store is None
         self.store = LazyStore(name="large-data", **self.config.settings()) if store is None else store
+        if self._owns:
+            self.store.tiers.pressure.threshold = self.config.memory_threshold
 
     async def load_paginated_data(
         self, loader_func: Callable[..., Any], page: int = 1, page_size: int | None = None, **filters: Any
@@ -58,7 +61,13 @@ class LargeDataLoader:
 
         STREAMING loads a few ahead, BACKGROUND all of them as memory allows, everything else one when it is asked for.
         Chunks are cached; ``loader_func(chunk_id)`` gives the data, or a :class:`DataChunk`.
+
+        Raises:
+            UnsupportedError: BACKGROUND, which the configuration switched off. ConfigError: no such strategy.
         """
+        strategy = strategy_of(strategy)
+        if strategy is LoadStrategy.BACKGROUND and not self.config.enable_background_loading:
+            raise UnsupportedError("LargeDataLoader was configured with enable_background_loading=False")
         return load_chunked_data(loader_func, chunk_ids, strategy, store=self.store)
 
     async def get_stats(self) -> dict[str, Any]:
@@ -71,9 +80,10 @@ class LargeDataLoader:
         """Results of ``process(batch)`` over batches of items, in order, one batch at a time."""
         size = self.config.background_batch_size if batch_size is None else batch_size
         batches = self.store.chunks(Source.from_stream(items), items=size)
-        async for batch in batches:
-            for result in await self.store.tiers.bridge.acall(process, list(getattr(batch, "data", batch))):
-                yield result
+        async with aclosing(aiter(batches)) as parts:  # type: ignore[type-var]
+            async for batch in parts:
+                for result in await self.store.tiers.bridge.acall(process, batch):
+                    yield result
 
     async def clear_cache(self, *, disk: bool = False) -> int:
         """Forget what is in memory, and on disk if asked; the number of entries dropped."""
@@ -120,14 +130,14 @@ async def load_chunked_data(
     """As :meth:`LargeDataLoader.load_chunked_data`, in a store of yours or the one that decorators share."""
     used = default_store() if store is None else store
     keys = list(chunk_ids)
-    ahead = {LoadStrategy.STREAMING: None, LoadStrategy.BACKGROUND: len(keys)}.get(LoadStrategy(strategy), 0)
+    ahead = {LoadStrategy.STREAMING: None, LoadStrategy.BACKGROUND: len(keys)}.get(strategy_of(strategy), 0)
     parts = used.chunks(Source.from_keys(loader_func), keys=keys, prefetch=ahead)
     index = 0
     async for value in parts:
         if isinstance(value, DataChunk):
             yield value
         else:
-            size = getattr(value, "nbytes", None) or (len(value) if hasattr(value, "__len__") else 1)
+            size = value.nbytes if hasattr(value, "nbytes") else size_of(value)
             yield DataChunk(value, index, size, metadata={"id": keys[index]})
         index += 1
 
@@ -136,14 +146,19 @@ def create_lazy_loader(data_size: DataSize = DataSize.MEDIUM, **settings: Any) -
     """A loader with the document's settings for a size class; ``settings`` (fields of :class:`LargeDataConfig`) win.
 
     Raises:
-        ConfigError: no such setting.
+        ConfigError: no such size, or setting.
     """
+    try:
+        data_size = DataSize(data_size)
+    except ValueError:
+        sizes = ", ".join(member.name for member in DataSize)
+        raise ConfigError(f"data_size={data_size!r} is not one of DataSize's {sizes}") from None
     items, chunks, memory, disk = {
         DataSize.SMALL: (100, 50, 512, False),
         DataSize.MEDIUM: (1000, 20, 1024, True),
         DataSize.LARGE: (5000, 10, 2048, True),
         DataSize.HUGE: (10_000, 5, 4096, True),
-    }[DataSize(data_size)]
+    }[data_size]
     known = {field.name for field in fields(LargeDataConfig)}
     if unknown := sorted(settings.keys() - known):
         raise ConfigError(f"LargeDataConfig has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
@@ -164,7 +179,7 @@ async def large_dataset_context(loader: LargeDataLoader | None = None) -> AsyncI
     finally:
         if loader is None:
             await used.close()
-        else:
+        elif not used.store.stats()["closed"]:
             used.store.clear()
 
 

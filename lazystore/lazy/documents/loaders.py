@@ -6,6 +6,7 @@ Page numbers count from 0 here, as in that document; everywhere else in lazystor
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -14,8 +15,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from lazystore.cache.keys import Kind
-from lazystore.cache.tiers import Tiers
+from lazystore.cache.tiers import UNSET, Tiers
 from lazystore.errors import ConfigError, KeyNotFoundError, UnsupportedError
+from lazystore.lazy.choosing import choose, strategy_of
 from lazystore.lazy.chunk import DataChunk
 from lazystore.lazy.documents.configs import LazyLoadingConfig
 from lazystore.lazy.documents.metrics import metrics_of
@@ -37,6 +39,8 @@ __all__ = [
 
 #: Keys of a known order that are prefetched at a time.
 MOST_HINTED = 8
+#: Names whose loaders a :class:`BackgroundLoader` remembers.
+MOST_NAMES = 100_000
 
 L = TypeVar("L", bound="_OverStore")
 
@@ -100,22 +104,23 @@ class AdvancedLazyLoader(_OverStore):
         :class:`Stream`, CHUNKED :class:`Chunks`, PAGINATED :class:`Pages`, HYBRID what suits the size.
 
         Raises:
-            UnsupportedError: the configuration switched this strategy off.
+            UnsupportedError: the configuration switched this strategy off. ConfigError: no such strategy.
         """
-        chosen = self.config.default_strategy if strategy is None else strategy
-        config = self.config
+        given = self.config.default_strategy if strategy is None else strategy
+        chosen, config = strategy_of(given), self.config
+        is_function = callable(loader_func) and not isinstance(loader_func, Source)
+        what = loader_func if is_function else self.store._open_source(loader_func)
+        taken = choose(what, how.get("nbytes"))[0] if chosen is Strategy.AUTO else chosen
         for refused, is_enabled, switch in (
             (Strategy.STREAMING, config.enable_streaming, "enable_streaming"),
             (Strategy.CHUNKED, config.enable_chunking, "enable_chunking"),
             (Strategy.PAGINATED, config.enable_pagination, "enable_pagination"),
             (Strategy.BACKGROUND, config.enable_background_loading, "enable_background_loading"),
         ):
-            if chosen in (refused, refused.value, refused.name):
+            if taken is refused:
                 self._allow(is_enabled, switch)
-        found = await self.store.aload(data_id, loader_func, chosen, **how)
-        if isinstance(found, Handle) and chosen in (Strategy.LAZY, Strategy.LAZY.value, Strategy.LAZY.name):
-            return await found
-        return found
+        found = await self.store.aload(data_id, what, chosen, **how)
+        return await found if taken is Strategy.LAZY else found
 
 
 class AdaptiveLazyLoader(AdvancedLazyLoader):
@@ -181,6 +186,7 @@ class PaginatedDataLoader(_OverStore):
 
         Parameters:
             page: counted from 0.
+            page_size: items; above 1000 it is clamped.
             cache_key: names the source in the cache; needed where a function made anew each time means the same.
 
         What is not known is None. A function of pages is asked for the next one to know ``has_next`` of a full page;
@@ -197,6 +203,7 @@ class PaginatedDataLoader(_OverStore):
         """Pages ``start_page`` to ``end_page`` (exclusive, as ``range`` has it), several at once, in order."""
         self._allow(self.config.enable_pagination, "enable_pagination")
         _from_zero("start_page", start_page)
+        _from_zero("end_page", end_page)
         source = self._source_of(data_source, page_size, None)
         pages = await self.store.aload_pages(start_page + 1, end_page + 1, size=page_size, source=source)
         return [_as_dict(page) for page in pages]
@@ -223,7 +230,9 @@ class BackgroundLoader(_OverStore):
 
     def __init__(self, config: LazyLoadingConfig | None = None, *, store: LazyStore | None = None) -> None:
         super().__init__(config, store=store)
-        self._handles: dict[Hashable, Handle[Any]] = {}
+        self._loaders: dict[Hashable, Callable[[], Any]] = {}
+        # Not kept alive: values are the store's to keep, inside its budget.
+        self._handles: weakref.WeakValueDictionary[Hashable, Handle[Any]] = weakref.WeakValueDictionary()
 
     async def start(self) -> None:
         """Nothing to begin: threads start with the first load."""
@@ -239,17 +248,29 @@ class BackgroundLoader(_OverStore):
         self._allow(self.config.enable_background_loading, "enable_background_loading")
         handle: Handle[Any] = self.store.load(data_id, loader_func, Strategy.BACKGROUND, priority=priority)
         self._handles[data_id] = handle
+        self._loaders.pop(data_id, None)
+        self._loaders[data_id] = loader_func
+        if len(self._loaders) > MOST_NAMES:
+            del self._loaders[next(iter(self._loaders))]
         return handle
 
     async def get(self, data_id: Hashable, timeout: float | None = None) -> Any:
-        """What was queued under a name, waited for if it is not there yet; a queued one is loaded at once.
+        """What was queued under a name: waited for if it is on its way, loaded at once if it is queued still, or gone.
+
+        Parameters:
+            timeout: seconds to wait; the load goes on. None: as the store's.
 
         Raises:
-            KeyNotFoundError: nothing was queued under it.
+            KeyNotFoundError: nothing was queued under it (of the last 100,000 names). LoadTimeoutError, ClosedError,
+            and what the loader raises.
         """
+        loader = self._loaders.get(data_id)
+        if loader is None:
+            raise KeyNotFoundError(f"nothing was prefetched as {data_id!r}")
+        waits = UNSET if timeout is None else timeout
         handle = self._handles.get(data_id)
         if handle is None:
-            raise KeyNotFoundError(f"nothing was prefetched as {data_id!r}")
+            return await self.store.aload(data_id, loader, Strategy.EAGER, timeout=waits)
         return await handle if timeout is None else await self.store.tiers.bridge.acall(handle.get, timeout)
 
 

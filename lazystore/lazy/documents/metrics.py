@@ -21,7 +21,7 @@ def metrics_of(store: LazyStore) -> dict[str, Any]:
     stats = store.stats()
     operations, kinds = stats["operations"], stats["entries_by_kind"]
     requests, loads = stats["requests"], stats["loads"]
-    hits = requests - stats["misses"] + stats["disk_hits"]
+    hits = stats["hits"] + stats["joins"] + min(stats["disk_hits"], stats["misses"])  # loads ahead hit the disk too
     return {
         "total_operations": sum(operations.values()),
         **{f"{kind}_operations": operations[kind] for kind in ("streaming", "chunked", "paginated", "background")},
@@ -55,7 +55,7 @@ def stats_of(store: LazyStore) -> dict[str, Any]:
         "total_streams": stats["operations"]["streaming"],
         "cache_hits": stats["requests"] - stats["misses"],
         "disk_cache_hits": stats["disk_hits"],
-        "hit_ratio": (stats["requests"] - stats["misses"] + stats["disk_hits"]) / max(1, stats["requests"]),
+        "hit_ratio": stats["hit_ratio"],
         "compression_savings": stats["compression_savings"],
         "memory_usage_mb": stats["memory_used"] / MIB,
         "avg_chunk_load_time": seconds.get("chunk", 0.0) / chunks if chunks else 0.0,

@@ -68,9 +68,8 @@ def test_requests_and_bytes_are_those_of_a_real_epoch(
     assert near(told["requests"], seen["gets"], 0.3, 5), (told["requests"], seen["gets"])
 
 
-@pytest.mark.parametrize("shuffle", SHUFFLES)
-def test_round_trips_to_the_first_item_are_those_of_a_real_run(shuffle: bool | str, store: ObjectStore) -> None:
-    url = store.http_url("b", "small")
+def first_item(url: str, shuffle: bool | str, store: ObjectStore) -> tuple[dict[str, Any], int]:
+    """What was told of the way to the first item, and the dependent waves that it took."""
     store.configure(latency_ms=100)
     try:
         store.reset()
@@ -84,8 +83,17 @@ def test_round_trips_to_the_first_item_are_those_of_a_real_run(shuffle: bool | s
             del items
     finally:
         store.configure(latency_ms=0)
-    waves = dependent_waves([entry for entry in log if entry["finished"] is not None and entry["finished"] <= seconds])
-    assert told["round_trips_to_first"] in (waves, waves - 1)  # what is read ahead may have made a longer chain
+    done = [entry for entry in log if entry["finished"] is not None and entry["finished"] <= seconds]
+    return told, dependent_waves(done)
+
+
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+def test_round_trips_to_the_first_item_are_those_of_a_real_run(shuffle: bool | str, store: ObjectStore) -> None:
+    for _ in range(3):  # on a busy machine requests of two waves may overlap: seen once in hundreds
+        told, waves = first_item(store.http_url("b", "small"), shuffle, store)
+        if told["round_trips_to_first"] in (waves, waves - 1):  # what is read ahead may have made a longer chain
+            break
+    assert told["round_trips_to_first"] in (waves, waves - 1)
     assert told["seconds_to_first"] == pytest.approx(0.02 * told["round_trips_to_first"])
 
 

@@ -409,3 +409,59 @@ def test_indexes_that_are_none_are_refused(tiers: Tiers) -> None:
         [1] in chunks  # noqa: B015
     with pytest.raises(TypeError, match="pickled"):
         pickle.dumps(chunks)
+
+
+def test_the_last_chunk_of_a_source_that_grows_is_loaded_anew(tiers: Tiers) -> None:
+    rows = list(range(5))
+    source = Source.from_range(lambda offset, limit: rows[offset : offset + limit], size=lambda: len(rows))
+    chunks = Chunks(source, tiers, items=4)
+    assert list(chunks) == [[0, 1, 2, 3], [4]]
+    rows += [5, 6]
+    assert list(chunks) == [[0, 1, 2, 3], [4, 5, 6]]
+    del rows[4:]
+    assert list(chunks) == [[0, 1, 2, 3]]
+    with pytest.raises(ItemIndexError):
+        chunks[1]
+
+
+@pytest.mark.parametrize("size", [None, -1, 1.5, True, "5"])
+def test_a_size_that_is_none_is_named(tiers: Tiers, size: Any) -> None:
+    chunks = Chunks(Source.from_range(lambda offset, limit: [], size=lambda: size), tiers, items=4)
+    with pytest.raises(LoadError, match="size="):
+        list(chunks)
+
+
+def test_a_source_that_only_its_own_thread_may_read_is_read_there(tiers: Tiers) -> None:
+    here = threading.get_ident()
+
+    def rows(offset: int, limit: int) -> list[int]:
+        if threading.get_ident() != here:
+            time.sleep(0.001)
+            raise RuntimeError("made in another thread")
+        return list(range(offset, min(offset + limit, 200)))
+
+    chunks = Chunks(Source.from_range(rows, size=200), tiers, items=4)
+    assert [item for chunk in chunks for item in chunk] == list(range(200))
+
+
+def test_after_three_loads_in_vain_nothing_is_read_ahead() -> None:
+    flights = Flights()
+    ahead = ChunkAhead(flights.start, Room(), 2, 1)  # type: ignore[arg-type]
+    for index in range(10):
+        ahead.touch(index)
+        for flight in flights.started.values():
+            flight.done, flight.error = True, OSError()  # type: ignore[misc]
+    assert max(flights.started) <= 5
+
+
+def test_what_fails_by_itself_is_tried_once(tiers: Tiers) -> None:
+    asked: list[int] = []
+
+    def rows(offset: int, limit: int) -> list[int]:
+        asked.append(offset)
+        raise OSError("gone")
+
+    chunks = Chunks(Source.from_range(rows, size=100), tiers, items=10)
+    with pytest.raises(OSError, match="gone"):
+        chunks[3]
+    assert asked == [30]

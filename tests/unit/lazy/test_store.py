@@ -160,6 +160,37 @@ def test_a_timeout_is_seconds(timeout: Any) -> None:
         store.get(1, timeout=timeout)
 
 
+@pytest.mark.parametrize("ttl", [0, -1, True, float("nan"), "soon"])
+def test_a_ttl_is_checked_before_anything_is_loaded(ttl: Any) -> None:
+    load = Counted()
+    with LazyStore.from_keys(load) as store, pytest.raises(ConfigError, match="ttl="):
+        store.get(1, ttl=ttl)
+    assert load.asked == []
+
+
+@pytest.mark.parametrize("ttl", [float("inf"), 1e300, None, 1e-9])
+def test_any_time_above_zero_is_a_ttl(ttl: float | None) -> None:
+    with LazyStore.from_keys(double, ttl=ttl, stale_if_error=float("inf"), negative_ttl=1e12) as store:
+        assert store.get(1) == 2
+        assert store.get(2, ttl=ttl) == 4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"secret": 5}, {"secret": b""}, {"secret": []}, {"storage_options": 5}, {"disk": 5}, {"disk": ""}, {"speed": 9}],
+    ids=str,
+)
+def test_a_setting_that_cannot_work_is_refused_when_the_store_is_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        LazyStore.from_keys(double, **wrong)
+
+
+@pytest.mark.parametrize("memory", [0, "10kB", "8MB", "16MB"])
+def test_a_stream_fits_any_budget_unless_its_window_was_asked_for(memory: Any) -> None:
+    with LazyStore(memory=memory) as store, store.stream(iter(range(100))) as stream:
+        assert list(stream) == list(range(100))
+
+
 def test_a_loader_that_asks_for_its_own_key_is_told() -> None:
     store = LazyStore.from_keys(lambda key: store.get(key))
     with pytest.raises(ReentrantLoadError):

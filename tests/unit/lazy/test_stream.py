@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -769,3 +770,166 @@ def test_a_slow_consumer_of_a_large_stream_needs_its_window_and_little_more(ahea
         assert grown < (8 + 32) << 20
     else:  # it holds all of it, and the measure sees that
         assert grown > 100 << 20
+
+
+# -- what may go wrong while it begins -------------------------------------------------------
+
+
+def test_a_source_that_cannot_be_opened_gives_the_window_back_at_once(bridge: Bridge) -> None:
+    def fails() -> Iterator[int]:
+        raise OSError("not there")
+
+    ledger = Ledger(1 << 20)
+    stream = Stream(Source.from_stream(fails), bridge=bridge, ledger=ledger, window=1 << 19)
+    for _ in range(2):
+        with pytest.raises(OSError, match="not there"):
+            next(stream)
+        assert ledger.reserved == 0
+    stream.close()
+
+
+def test_one_that_is_closed_while_it_begins_keeps_nothing(bridge: Bridge) -> None:
+    opening, closed, tap = threading.Event(), threading.Event(), Tap()
+
+    def slow() -> Iterator[bytes]:
+        opening.set()
+        assert closed.wait(DEADLINE)
+        return iter(tap.source().open())  # type: ignore[arg-type]
+
+    ledger = Ledger(1 << 20)
+    stream = Stream(Source.from_stream(slow), bridge=bridge, ledger=ledger, window=1 << 19)
+    errors: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            next(stream)
+        except BaseException as error:  # noqa: BLE001 - told below
+            errors.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert opening.wait(DEADLINE)
+    stream.close()
+    closed.set()
+    reader.join(DEADLINE)
+    assert [type(error) for error in errors] == [ClosedError]
+    assert ledger.reserved == 0
+    assert not stream.info().buffered_bytes
+
+
+def test_a_source_that_reads_the_stream_while_it_is_opened_is_told(bridge: Bridge) -> None:
+    streams: list[Stream] = []
+    source = Source.from_stream(lambda: [next(streams[0])])
+    streams.append(Stream(source, bridge=bridge))
+    with pytest.raises(ReentrantLoadError):
+        next(streams[0])
+    streams[0].close()
+
+
+def test_an_idle_timeout_without_end_is_none(bridge: Bridge) -> None:
+    with Stream(range(3), bridge=bridge, ahead=True, idle_timeout=float("inf"), window=4096) as stream:
+        assert list(stream) == [0, 1, 2]
+    for wrong in (0, -1, float("nan"), True, "1"):
+        with pytest.raises(ConfigError, match="idle_timeout"):
+            Stream(range(3), bridge=bridge, idle_timeout=wrong)  # type: ignore[arg-type]
+
+
+def test_one_that_is_forgotten_ends_its_thread_also_where_warnings_are_errors(bridge: Bridge) -> None:
+    tap = Tap()
+    stream = Stream(tap.source(), bridge=bridge, ahead=True, window=1000)
+    next(stream)
+    told: list[Any] = []
+    hook, sys.unraisablehook = sys.unraisablehook, lambda what: told.append(what.exc_type)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ResourceWarning)
+            del stream
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    assert tap.closed.wait(DEADLINE)
+    assert told in ([], [ResourceWarning])
+
+
+def test_a_weigher_that_fails_ends_the_stream_and_its_source(bridge: Bridge) -> None:
+    def weigh(piece: Any) -> int:
+        raise ValueError("too heavy")
+
+    tap = Tap()
+    stream = Stream(tap.source(), bridge=bridge, weigh=weigh)
+    with pytest.raises(ValueError, match="too heavy"):
+        next(stream)
+    assert tap.closed.is_set()
+    stream.close()
+
+
+def test_closing_after_the_store_is_harmless() -> None:
+    async def main() -> None:
+        workers = Workers(2, "test")
+        bridge = Bridge(workers)
+        stream = Stream(range(3), bridge=bridge)
+        assert await asyncio.to_thread(next, stream) == 0
+        stream.close()
+        workers.close()
+        bridge.close()
+        await stream.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_can_close_what_another_thread_was_using(bridge: Bridge) -> None:
+    stream = Stream(range(3), bridge=bridge)
+    next(stream)
+    with stream._feed.turn:  # as a producer of the parent might
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                closing = threading.Thread(target=stream.close, daemon=True)
+                closing.start()
+                closing.join(20)
+                status = int(closing.is_alive())
+            finally:
+                os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    stream.close()
+
+
+def test_items_of_an_array_are_cut_alike_under_for_and_async_for(bridge: Bridge) -> None:
+    import numpy as np
+
+    async def alist(stream: Stream) -> list[Any]:
+        return [piece async for piece in stream]
+
+    def cut() -> Stream:
+        return Stream(np.arange(10), bridge=bridge, chunker=DataChunker(items=4))
+
+    def weighed() -> Stream:
+        return Stream(np.arange(10), bridge=bridge, chunker=DataChunker(16))
+
+    for opened in (cut, weighed):
+        with opened() as stream:
+            expected = list(stream)
+        assert asyncio.run(alist(opened())) == expected
+        assert [int(item) for piece in expected for item in piece] == list(range(10))
+
+
+def test_what_has_no_iter_is_read_to_its_length(bridge: Bridge) -> None:
+    class Squares:
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, index: int) -> int:
+            return index * index
+
+    with Stream(Squares(), bridge=bridge) as stream:
+        assert list(stream) == [0, 1, 4, 9, 16]
+
+
+def test_a_source_that_opens_something_else_is_named(bridge: Bridge) -> None:
+    with (
+        Stream(Source.from_stream(lambda: 5), bridge=bridge) as stream,  # type: ignore[arg-type, return-value]
+        pytest.raises(LoadError, match="a int"),
+    ):
+        next(stream)
