@@ -10,7 +10,8 @@ better than LRU, or worse:
 - Ghosts that return so soon that recency alone would have kept them widen the probation queue from its tenth, and
   hits of the main queue narrow it again (as in ARC, Megiddo & Modha 2003).
 
-Only C functions here; ``cache_map`` gives them their Python face, and the clock.
+Only C functions here; ``cache_map`` gives them their Python face, and the clock. Those without the GIL spell out
+``self.x = self.x + 1``: with the checks of a debug build Cython refuses ``self.x += 1`` there.
 """
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
@@ -104,7 +105,7 @@ cdef class CacheTable:
         while self.table[s].entry:
             s = (s + 1) & self.mask
         self.table[s] = Slot(tag=tag, entry=i + 1)
-        self.version += 1
+        self.version = self.version + 1
 
     cdef void table_remove(self, int32_t i) noexcept nogil:
         """Backward-shift deletion, by number: no key is compared, no tombstone stays."""
@@ -121,7 +122,7 @@ cdef class CacheTable:
                 self.table[hole] = self.table[s]
                 hole = s
         self.table[hole].entry = 0
-        self.version += 1
+        self.version = self.version + 1
 
     cdef int set_capacity(self, int32_t capacity) except -1:
         """Make room for so many entries, numbered as before; the table is as long as they need. No Python code runs."""
@@ -221,7 +222,7 @@ cdef class CacheTable:
         cdef int32_t i = self.free
         if i == NOWHERE:
             i = self.used
-            self.used += 1
+            self.used = self.used + 1
         else:
             self.free = self.entries[i].next
         return i
@@ -231,7 +232,7 @@ cdef class CacheTable:
         cdef Entry* entry = &self.entries[i]
         self.table_remove(i)
         queue_remove(self.entries, self.queues, i)
-        self.expiring -= entry.expires
+        self.expiring = self.expiring - entry.expires
         pairs_push(out, entry.key, entry.value)
         entry.queue = FREE
         entry.next = self.free
@@ -250,7 +251,7 @@ cdef class CacheTable:
         if entry.freq < 3:
             entry.freq += 1
         if entry.queue == MAIN:
-            self.main_hits += entry.weight
+            self.main_hits = self.main_hits + entry.weight
 
     cdef uint8_t place(self, uint32_t tag, int64_t weight) noexcept nogil:
         """The queue of a key that is not there."""
@@ -263,7 +264,7 @@ cdef class CacheTable:
         if self.lru:
             return MAIN
         self.small_limit = max(self.small_limit - self.main_hits // 4, self.max_weight // 10)
-        self.main_hits %= 4
+        self.main_hits = self.main_hits % 4
         main_full = main.weight + weight > self.max_weight - self.small_limit
         ghost = ghost_find(ghost_bucket(self.ghosts, self.mask, tag), tag)
         if ghost == NULL or <uint16_t>(self.period - ghost.left) > PERIODS:
@@ -282,7 +283,7 @@ cdef class CacheTable:
         return SMALL
 
     cdef void second_chance(self, int32_t i) noexcept nogil:
-        self.entries[i].freq -= 1
+        self.entries[i].freq = self.entries[i].freq - 1
         queue_remove(self.entries, self.queues, i)
         queue_push(self.entries, self.queues, MAIN, i)
 
@@ -314,12 +315,12 @@ cdef class CacheTable:
             entry = &self.entries[i]
             if entry.queue == SMALL:
                 ghost_add(ghost_bucket(self.ghosts, self.mask, entry.tag), entry.tag, entry.seen, self.period)
-                self.departures += 1
+                self.departures = self.departures + 1
                 if self.departures * PERIODS >= self.queues[MAIN].count + self.queues[SMALL].count:
                     self.departures = 0
-                    self.period += 1
+                    self.period = self.period + 1
             self.take(i, out)
-            self.evictions += 1
+            self.evictions = self.evictions + 1
         return True
 
 

@@ -35,6 +35,7 @@ cdef enum:
     BLOCK = 1 << 18             # bytes read at a time in a scan
     SKIM = 4096                 # the same where the records before were large
     LARGE = 1 << 15
+    SMALL = 1 << 15             # bytes of a payload that are read without letting go of the GIL, if that needs no disk
 
 cdef struct Entry:
     uint64_t hash
@@ -202,16 +203,22 @@ cdef class RecordLog:
         if payload_bytes < 0 or key_bytes > MAX_KEY:
             verdict[0] = FOREIGN
             return None
+        verdict[0] = UNREAD
         payload = PyBytes_FromStringAndSize(NULL, payload_bytes)
         target = <uint8_t*>PyBytes_AS_STRING(payload)
         if key_bytes > INLINE:
             scratch = <uint8_t*>malloc(key_bytes)
             if scratch == NULL:
                 raise MemoryError()
-        with nogil:
+        if payload_bytes <= SMALL:  # copied in less time than letting go of the GIL and getting it back may take
             verdict[0] = segment.read_record(
-                at, wanted, <uint32_t>key_bytes, target, <uint32_t>payload_bytes, head, scratch
+                at, wanted, <uint32_t>key_bytes, target, <uint32_t>payload_bytes, head, scratch, True
             )
+        if verdict[0] == UNREAD:
+            with nogil:
+                verdict[0] = segment.read_record(
+                    at, wanted, <uint32_t>key_bytes, target, <uint32_t>payload_bytes, head, scratch, False
+                )
         if scratch != inline_key:
             free(scratch)
         return payload

@@ -39,17 +39,20 @@ cdef class SegmentFile:
     cdef uint8_t* contents              # places, heads and keys of the records, while it is written by this object
     cdef size_t contents_bytes, contents_room
     cdef bint collecting
+    cdef uint64_t reserved              # where the blocks end that the file has
+    cdef bint trimmed                   # it has no more of them than bytes
 
     cdef Verdict read_key(self, uint64_t offset, uint32_t length, Head* head, uint8_t* key) noexcept nogil
     cdef Verdict read_record(
         self, uint64_t offset, const uint8_t* key, uint32_t key_bytes, uint8_t* payload, uint32_t payload_bytes,
-        Head* head, uint8_t* scratch,
+        Head* head, uint8_t* scratch, bint at_once,
     ) noexcept nogil
     cdef Verdict kill(self, uint64_t offset, uint32_t length, const uint8_t* key, uint32_t key_bytes) except *
     cdef Verdict bury(self, uint64_t offset) noexcept nogil
     cdef Py_ssize_t read_block(self, uint8_t* block, Py_ssize_t want, uint64_t offset) noexcept
     cdef int append(self, Head* head, Vector* vectors, int parts, uint64_t length) except -1
     cdef int collect(self, const Head* head, const uint8_t* key) except -1
+    cdef void reserve(self, uint64_t length) noexcept nogil
     cdef bint fits(self, uint64_t length, uint32_t key_bytes) noexcept
     cdef bytes read_contents(self)
     cdef bint whole_head(self, const Head* head, const uint8_t* key) noexcept nogil

@@ -28,6 +28,7 @@ from lazystore.errors import FormatError
 cdef extern from *:
     """
     #include <errno.h>
+    #include <fcntl.h>
     #include <stdint.h>
     #include <string.h>
     #include <sys/stat.h>
@@ -67,10 +68,35 @@ cdef extern from *:
             }
         }
     }
+    /* Reads all of the vectors at once if the page cache has them; else -1, and nothing is known of them. */
+    static ssize_t lz_cached(int fd, const void *vectors, int n, off_t at) {
+    #ifdef RWF_NOWAIT
+        static int refused;   /* by the system, or by a file system */
+        ssize_t got;
+        if (refused)
+            return -1;
+        got = preadv2(fd, (const struct iovec *)vectors, n, at, RWF_NOWAIT);
+        if (got < 0 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL))
+            refused = 1;
+        return got;
+    #else
+        return -1;
+    #endif
+    }
+    /* Blocks for bytes to come, in one go, which makes writing them cheaper; the file's size stays. False: refused. */
+    static int lz_reserve(int fd, off_t at, off_t bytes) {
+    #if defined(__linux__) && defined(FALLOC_FL_KEEP_SIZE)
+        return fallocate(fd, FALLOC_FL_KEEP_SIZE, at, bytes) == 0;
+    #else
+        return 0;
+    #endif
+    }
     static int64_t lz_file_size(int fd) { struct stat s; return fstat(fd, &s) ? -1 : (int64_t)s.st_size; }
     static int lz_file_gone(int fd) { struct stat s; return fstat(fd, &s) != 0 || s.st_nlink == 0; }
     """
     Py_ssize_t lz_transfer(int fd, void* v, int n, long long at, int write) noexcept nogil
+    Py_ssize_t lz_cached(int fd, const void* v, int n, long long at) noexcept nogil
+    bint lz_reserve(int fd, long long at, long long n) noexcept nogil
     long long lz_file_size(int fd) noexcept nogil
     bint lz_file_gone(int fd) noexcept nogil
     int ftruncate(int fd, long long size) noexcept nogil
@@ -81,6 +107,7 @@ cdef enum:
     FIRST_READ = 464        # bytes behind a record's head that are read with it: most keys
     LIST_TAIL = 16
     WORTH_LISTING = 1 << 18     # shorter segments are read in one go
+    AHEAD = 1 << 20             # bytes that blocks are reserved for at most
     LIST_SHARE = 8              # of a segment: where records are short, the list is not worth its room
 
 cdef uint32_t LIVE = 0x31525A4C  # "LZR1"
@@ -201,11 +228,12 @@ cdef class SegmentFile:
 
     cdef Verdict read_record(
         self, uint64_t offset, const uint8_t* key, uint32_t key_bytes, uint8_t* payload, uint32_t payload_bytes,
-        Head* head, uint8_t* scratch,
+        Head* head, uint8_t* scratch, bint at_once,
     ) noexcept nogil:
         """A whole record of ``key``, its payload right into its place, everything checked.
 
-        FOREIGN only says that it is not whole or not this key's: :meth:`read_key` knows which.
+        FOREIGN only says that it is not whole or not this key's: :meth:`read_key` knows which. ``at_once``: only if
+        that needs no disk, else UNREAD.
         """
         cdef Vector vectors[3]
         cdef Py_ssize_t got
@@ -215,10 +243,14 @@ cdef class SegmentFile:
         vectors[1].nbytes = key_bytes
         vectors[2].base = payload
         vectors[2].nbytes = payload_bytes
-        got = lz_transfer(self.fd, vectors, 3, <long long>offset, 0)
-        if got < 0:
+        cdef Py_ssize_t want = <Py_ssize_t>(sizeof(Head) + key_bytes + payload_bytes)
+        if at_once:
+            got = lz_cached(self.fd, vectors, 3, <long long>offset)
+        else:
+            got = lz_transfer(self.fd, vectors, 3, <long long>offset, 0)
+        if got < 0 or (at_once and got < want):
             return UNREAD
-        if got != <Py_ssize_t>(sizeof(Head) + key_bytes + payload_bytes):
+        if got != want:
             return BROKEN
         if head.key_bytes != key_bytes or head.payload_bytes != payload_bytes or memcmp(scratch, key, key_bytes):
             return FOREIGN
@@ -271,6 +303,8 @@ cdef class SegmentFile:
                 crc = crc32c_update(crc, <const uint8_t*>vectors[2 + i].base, vectors[2 + i].nbytes)
             head.payload_crc = crc
             head.crc = head_crc(self.salt, head, <const uint8_t*>vectors[1].base)
+            if self.size + length > self.reserved:
+                self.reserve(length)
             if lz_transfer(self.fd, vectors, parts + 3, <long long>self.size, 1) < 0:
                 problem = errno
                 ftruncate(self.fd, <long long>self.size)
@@ -280,6 +314,24 @@ cdef class SegmentFile:
             self.collect(head, <const uint8_t*>vectors[1].base)
         self.size += padded(length)
         return 0
+
+    cdef void reserve(self, uint64_t length) noexcept nogil:
+        """Blocks for a record, and for as much again as the file has."""
+        cdef uint64_t end = min(self.size + max(length, min(self.size, <uint64_t>AHEAD)), self.capacity)
+        if lz_reserve(self.fd, <long long>self.size, <long long>(end - self.size)):
+            self.reserved = end
+            self.trimmed = False
+        else:
+            ftruncate(self.fd, <long long>self.size)  # what the system gave before it refused
+            self.reserved = self.capacity
+
+    def trim(self):
+        """Give back blocks that were reserved and not written to. Only who may write to the file may do so."""
+        cdef long long size = lz_file_size(self.fd)
+        if not self.trimmed and size >= 0:
+            ftruncate(self.fd, size)
+            self.trimmed = True
+            self.reserved = 0
 
     cdef bint fits(self, uint64_t length, uint32_t key_bytes) noexcept:
         """Whether a record and the list of all fit; the first record does without a list if it must."""

@@ -34,6 +34,7 @@ _HOMES = {
     "file": ("LazyFile",),
     "handle": ("Handle",),
     "keysets": ("Keyset", "keyset"),
+    "loading": ("time_left",),
     "page": ("Page", "PageInfo"),
     "pages": ("Pages",),
     "predict": ("Markov", "NextN", "Stride"),

@@ -22,7 +22,7 @@ _BY_SIZE = {
 
 
 def strategy_of(given: Strategy | str) -> Strategy:
-    """The strategy of a member, its name or its value.
+    """The strategy of a member, its name or its value, in any case; aliases too.
 
     Raises:
         ConfigError: there is none of that name.

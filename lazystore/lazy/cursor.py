@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lazystore.cache.clock import Clock
+from lazystore.config import seconds
 from lazystore.errors import ConfigError, CursorExpiredError, CursorMismatchError, CursorTamperedError
 
 __all__ = ["BINDING_BYTES", "MAX_CHARACTERS", "CursorSigner", "Position", "decode_values", "encode_values"]
@@ -31,6 +32,7 @@ BINDING_BYTES = 8
 #: version, mode, expiry in wall seconds (0: never), page number (0: unknown), binding
 HEAD = struct.Struct(f">BBQQ{BINDING_BYTES}s")
 BACKWARD = 0x80
+LATEST = 2**64 - 1
 MAX_DEPTH = 8
 SECRET_BYTES = 16  # the shortest secret that is taken
 #: About three days, as Google's AIP-158 advises for page tokens.
@@ -92,10 +94,8 @@ class CursorSigner:
         if not encoded or not all(isinstance(one, bytes) and len(one) >= SECRET_BYTES for one in encoded):
             raise ConfigError(f"secrets= needs at least one, of at least {SECRET_BYTES} bytes each: os.urandom(32)")
         self._secrets = tuple(encoded)
-        if lifetime is not None and not (isinstance(lifetime, (int, float)) and 0 < lifetime < math.inf):
-            raise ConfigError(
-                f"lifetime={lifetime!r} must be above zero seconds, or None for cursors that never expire"
-            )
+        if lifetime is not None and seconds("lifetime", lifetime) == math.inf:
+            raise ConfigError("lifetime=inf must be above zero and end; None is for cursors that never expire")
         self._lifetime = lifetime
         self._clock = clock or Clock()
 
@@ -106,7 +106,7 @@ class CursorSigner:
             ConfigError: the values are of types that cursors do not hold, or too long.
         """
         mode = MODES.index(position.mode) | (BACKWARD if position.backward else 0)
-        expires = 0 if self._lifetime is None else math.ceil(self._clock.time() + self._lifetime)
+        expires = 0 if self._lifetime is None else min(math.ceil(self._clock.time() + self._lifetime), LATEST)
         body = HEAD.pack(VERSION, mode, expires, position.number, binding) + encode_values(position.values)
         text = urlsafe_b64encode(body + self._mac(self._secrets[0], body)).rstrip(b"=").decode()
         if len(text) > MAX_CHARACTERS:
@@ -219,6 +219,8 @@ def _from_int(value: int) -> bytes:
 
 
 def _from_datetime(value: datetime.datetime) -> bytes:
+    if getattr(value, "nanosecond", 0):  # of pandas: rows between two microseconds would come again
+        raise ConfigError(f"a cursor holds microseconds, and {value!r} has nanoseconds: round the column")
     # Two datetimes of one zone compare by their wall times, so a zone with a name comes back as that zone.
     zone = getattr(value.tzinfo, "key", None)
     text = value.replace(tzinfo=None).isoformat() if zone else value.isoformat()

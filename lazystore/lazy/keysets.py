@@ -29,7 +29,7 @@ _REUSED = ("numeric", "numbered", *_NAMED)
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of an order."""
+    """One column of an order: its name, which way it runs, whether it may be NULL, and where NULLs come."""
 
     name: str
     descending: bool = False

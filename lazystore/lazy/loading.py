@@ -6,11 +6,12 @@ from collections.abc import AsyncIterable, Callable, Hashable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lazystore.cache.bridge import deadline_left
 from lazystore.cache.entries import MISSING
 from lazystore.cache.flight import Deadline
 from lazystore.cache.keys import Kind
 from lazystore.cache.tiers import UNSET, Tiers, check_ttl
-from lazystore.errors import ClosedError, ConfigError, UnhashableKeyError
+from lazystore.errors import ClosedError, ConfigError, ItemIndexError, UnhashableKeyError, UnsupportedError
 from lazystore.lazy.choosing import choose, strategy_of
 from lazystore.lazy.source import Source, as_source, function_identity
 from lazystore.lazy.strategy import Strategy
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
     from lazystore.lazy.handle import Handle
     from lazystore.lazy.options import StoreOptions
 
-__all__ = ["Loading"]
+__all__ = ["Loading", "time_left"]
 
 #: What a bad argument is, not what a loader met: no fallback is taken for it.
 _MISTAKES = (UnhashableKeyError, ConfigError, ClosedError)
+
+
+def time_left() -> float | None:
+    """Seconds until the deadline of the load that is running here, for loaders that can hurry; None: there is none."""
+    return deadline_left()
 
 
 class Loading:
@@ -43,6 +49,7 @@ class Loading:
         def _open_source(self, given: Any = None) -> Source: ...
         def _seen(self, key: Any) -> None: ...
         def chunks(self, source: Any = None, **how: Any) -> Any: ...
+        def _parts(self, source: Source) -> Any: ...
         def pages(self, start: int = 1, stop: int | None = None, *, size: int | None = None, **how: Any) -> Any: ...
         def stream(self, source: Any = None, **how: Any) -> Any: ...
         def _handle(self, key: Hashable, load: Callable[[], Any], ttl: Any, timeout: float | None) -> Handle[Any]: ...
@@ -111,9 +118,11 @@ class Loading:
         """What loads a key, and under which key it is cached (None: the source's own memory has it)."""
         source = self._open_source()
         if "bytes" in source.can:
-            return source.load_of_range(*_span(key, source)), None
+            return partial(_part, source, key), None
         if "keys" not in source.can and "range" in source.can:
-            return partial(_item, self.chunks(items=self.options.page), key, self.options.page), None
+            # Awaited in the caller's loop under aget, where its function may be bound to.
+            item = _aitem if self._tiers.bridge.is_async(source.load_of_range(0, 1)) else _item
+            return partial(item, source, self._parts(source), key, self.options.page), None
         source.require("keys")
         load = source.load_of_key(key)
         if source.cached:
@@ -159,6 +168,7 @@ class Loading:
             strategy: EAGER: the value. LAZY: a :class:`Handle` that loads when asked. BACKGROUND: a handle that is
                 queued now. STREAMING: a :class:`Stream`. CHUNKED: :class:`Chunks`. PAGINATED: :class:`Pages`.
                 AUTO: one of them from the size; what was chosen, and why, is in ``stats()["auto_choices"]``.
+            ttl, fallback, timeout: as in :meth:`get`.
             nbytes: the size for AUTO, where you know it.
             priority: of BACKGROUND: higher is sooner.
             how: arguments of :meth:`stream`, :meth:`chunks` or :meth:`pages`.
@@ -193,7 +203,9 @@ class Loading:
         **how: Any,
     ) -> Any:
         """:meth:`load` for event loops."""
-        what, chosen = self._plan(loader, strategy, nbytes)
+        # Of a source AUTO asks for the size, which may open an object: not in the loop.
+        plan = partial(self._plan, loader, strategy, nbytes)
+        what, chosen = plan() if callable(loader) else await self._tiers.bridge.acall(plan)
         found = self._without_value(data_id, what, chosen, ttl, timeout, priority, how)
         if found is not MISSING:
             return found
@@ -280,12 +292,39 @@ def _span(key: Any, source: Source) -> tuple[int, int]:
     raise ConfigError(f"{key!r} is neither a slice of bytes nor (offset, length)")
 
 
-def _item(chunks: Any, index: Any, items: int) -> Any:
+def _part(source: Source, key: Any) -> Any:
+    """A slice of bytes. Asking for the size may open the object, so it is done where its bytes are read."""
+    return source.fetch_range(*_span(key, source))
+
+
+def _item(source: Source, chunks: Any, index: Any, items: int) -> Any:
     """One item of a source that is read by position: out of the cached chunk that has it."""
+    number, place = _place(source, index, items)
+    return _at(source, chunks[number] if number >= 0 else (), place, index)
+
+
+async def _aitem(source: Source, chunks: Any, index: Any, items: int) -> Any:
+    """The same of a source whose function is async."""
+    number, place = _place(source, index, items)
+    return _at(source, await chunks.aget(number) if number >= 0 else (), place, index)
+
+
+def _place(source: Source, index: Any, items: int) -> tuple[int, int]:
+    """(chunk, position in it) of an item; chunk -1 where there is none."""
     if isinstance(index, bool) or not hasattr(index, "__index__"):
         raise ConfigError(f"{index!r} is not the position of an item")
-    number, place = divmod(int(index), items)
-    return chunks[number][place]
+    at, total = int(index), source.size
+    if at < 0:
+        if total is None:
+            raise UnsupportedError(f"item {index}: {source!r} does not know where its end is")
+        at += total
+    return divmod(at, items) if at >= 0 and (total is None or at < total) else (-1, 0)
+
+
+def _at(source: Source, part: Any, place: int, index: Any) -> Any:
+    if place >= len(part):
+        raise ItemIndexError(f"{source!r} has no item {index}")
+    return part[place]
 
 
 def _whole(source: Source, tiers: Tiers) -> Any:

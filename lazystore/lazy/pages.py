@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import copy_context
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from lazystore.cache.bridge import is_awaitable
 from lazystore.cache.clock import Clock
@@ -411,6 +411,11 @@ class Pages:
         self._pager = pager
         self._start, self._stop = start, stop
         self._size, self._filters = size, filters
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a walk through pages belongs to a live store and cannot be pickled: send the store, or the pages"
+        )
 
     def _first(self) -> tuple[int, _Ask | None]:
         """Number and position of the first page of the walk."""

@@ -76,16 +76,17 @@ class LazyStore(Loading, Looking):
         key: makes a hashable cache key of a key of :meth:`get`, where keys are not hashable or mean the same.
         name: of the store in messages, and the namespace of its entries on disk. Needed with ``disk`` where the source
             has no name of its own (a lambda, a function in a function or in ``__main__``).
-        secret: signs page cursors: bytes, or several (the first signs, all are accepted). None: made at random, so
-            that cursors end with this store.
+        secret: signs page cursors: at least 16 bytes, or several such (the first signs, all are accepted). None: made
+            at random, so that cursors end with this store.
         storage_options: of URLs; as in :class:`~lazystore.StreamingDataset`.
-        settings: ``items`` (a chunk of items, 1000), ``window`` (bytes a stream holds: 8 MiB, or a quarter of
-            the memory), ``max_page``,
-            ``negative_ttl`` (seconds an error is remembered), ``stale_while_revalidate`` and ``stale_if_error``
-            (seconds behind the ttl, RFC 5861), ``attempts`` (of a load that fails for a while), ``timeout`` (seconds a
-            load may take), ``idle_timeout`` (of streams), ``background_workers``, ``cursor_ttl``, ``slow_after``
-            (seconds from which a load is logged), ``weigh`` (bytes of a value; measured if None),
-            ``on_evict(key, value, cause)``, ``clock`` (for tests: :class:`lazystore.testing.FakeClock`).
+        settings: ``items`` (a chunk of items, 1000), ``window`` (bytes a stream holds: 8 MiB, or a quarter of the
+            memory if that is less), ``max_page`` (1000), ``ttl_jitter`` (0.1), ``negative_ttl`` (seconds an error is
+            remembered, 0), ``stale_while_revalidate`` and ``stale_if_error`` (seconds behind the ttl, RFC 5861; 0),
+            ``attempts`` (in all, of a load that fails for a while; 1), ``timeout`` (seconds a caller waits for a load),
+            ``idle_timeout`` (seconds after which a stream that nobody reads closes), ``background_workers`` (threads,
+            4), ``cursor_ttl`` (seconds a cursor is good: three days; None: for ever), ``slow_after`` (seconds from
+            which on a load is logged, 1), ``weigh(value)`` (its bytes; measured if None), ``on_evict(key, value,
+            cause)``, ``clock`` (for tests: :class:`lazystore.testing.FakeClock`).
 
     Values are handed out as they are, not copied: do not change what a cached value holds. ``None`` is a value like
     any other. What a loader raises reaches everyone who waits for it, as it is.
@@ -183,7 +184,11 @@ class LazyStore(Loading, Looking):
 
     @classmethod
     def from_cursor(cls: type[S], function: Callable[..., Any], **settings: Any) -> S:
-        """A store over ``function(cursor, limit)`` that gives ``(items, next_cursor)``; None begins and ends."""
+        """A store over ``function(cursor, limit)`` that gives ``(items, next_cursor)``; None begins and ends.
+
+        With ``keyset=`` in :meth:`page` and its kin the cursor is a :class:`~lazystore.lazy.keysets.Seek` (``clause()``
+        is its SQL), and the function gives rows only.
+        """
         return cls(Source.from_cursor(function), **settings)
 
     @classmethod
@@ -291,6 +296,7 @@ class LazyStore(Loading, Looking):
             cutting: what else :class:`~lazystore.lazy.chunker.DataChunker` takes; the source is read in one pass then.
 
         Sources by position give ``len`` (if the size is known), ``[i]`` and slices; what is a stream gives one pass.
+        Raises UnsupportedError where the source cannot be cut like that, ConfigError for sizes that cannot be.
         """
         from lazystore.lazy.chunker import DataChunker
         from lazystore.lazy.chunks import ByKeys, ChunkPass, Chunks
@@ -306,6 +312,12 @@ class LazyStore(Loading, Looking):
         if cutting or "range" not in found.can:
             return ChunkPass(found, self._tiers, DataChunker(chunk, items=items, **cutting))
         return Chunks(found, self._tiers, chunk=chunk, items=items, prefetch=ahead)
+
+    def _parts(self, source: Source) -> Chunks:
+        """The chunks that single items of a source come out of."""
+        from lazystore.lazy.chunks import Chunks
+
+        return Chunks(source, self._tiers, items=self.options.page, prefetch=self.options.prefetch)
 
     def page(
         self, number: int | None = None, *, cursor: str | None = None, size: int | None = None, **how: Any
@@ -397,6 +409,7 @@ class LazyStore(Loading, Looking):
             cutting: what else :class:`~lazystore.lazy.chunker.DataChunker` takes.
 
         Close it, or use it in a ``with`` statement; a forgotten one closes with a ResourceWarning.
+        Raises UnsupportedError for a source that has no passes, BudgetTooSmallError for a window above half the memory.
         """
         from lazystore.lazy.chunker import DataChunker
         from lazystore.lazy.stream import Stream
@@ -465,7 +478,10 @@ class LazyStore(Loading, Looking):
     # -- forgetting ---------------------------------------------------------------------
 
     def invalidate(self, key: Any) -> bool:
-        """Forget the value of a key, in memory and on disk; a load under way is not kept. True if there was one."""
+        """Forget the value of a key of :meth:`get`, in memory and on disk; a load under way is not kept.
+
+        Returns: whether there was one. What :meth:`load` keeps under a name goes by ``clear(prefix=name)``.
+        """
         self._check_open()
         return self._tiers.invalidate(key if self._key is None else self._key(key))
 

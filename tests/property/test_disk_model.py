@@ -29,6 +29,7 @@ keys = st.sampled_from([b"", b"a", b"ab", b"b" * 500, *(b"key-%d" % i for i in r
 def test_checksums_are_the_models(data: bytes, value: int) -> None:
     expected = model_crc.crc32c(data, value)
     assert checksum.crc32c(data, value) == expected
+    assert checksum.crc32c_narrow(data, value) == expected
     assert checksum.crc32c_tables(data, value) == expected
 
 

@@ -77,7 +77,12 @@ class LargeDataLoader:
     async def batch_process_large_dataset(
         self, items: Iterable[Any], process: Callable[[list[Any]], Any], batch_size: int | None = None
     ) -> AsyncIterator[Any]:
-        """Results of ``process(batch)`` over batches of items, in order, one batch at a time."""
+        """Results of ``process(batch)`` over batches of items, in order, one batch at a time.
+
+        Parameters:
+            process: gives the results of a list of items; sync (in a worker thread) or async.
+            batch_size: items; None: ``background_batch_size``.
+        """
         size = self.config.background_batch_size if batch_size is None else batch_size
         batches = self.store.chunks(Source.from_stream(items), items=size)
         async with aclosing(aiter(batches)) as parts:  # type: ignore[type-var]

@@ -86,7 +86,15 @@ class _OverStore:
 
 
 class AdvancedLazyLoader(_OverStore):
-    """Everything of the document in one: ``await loader.load_data(data_id, loader_func, strategy)``."""
+    """Everything of the document in one: ``await loader.load_data(data_id, loader_func, strategy)``.
+
+    Parameters:
+        config: None: the document's defaults.
+        store: a store that exists already; it is not closed with the loader then, and its settings are what counts,
+            but for the configuration's switches.
+
+    Threads, fork, pickling: as the store. Use it in ``async with``, or close it.
+    """
 
     async def initialize(self) -> None:
         """Nothing to begin: threads start when they are needed."""
@@ -110,7 +118,9 @@ class AdvancedLazyLoader(_OverStore):
         chosen, config = strategy_of(given), self.config
         is_function = callable(loader_func) and not isinstance(loader_func, Source)
         what = loader_func if is_function else self.store._open_source(loader_func)
-        taken = choose(what, how.get("nbytes"))[0] if chosen is Strategy.AUTO else chosen
+        taken = chosen
+        if chosen is Strategy.AUTO:  # may open an object for its size: not in the loop
+            taken, _ = await self.store.tiers.bridge.acall(choose, what, how.get("nbytes"))
         for refused, is_enabled, switch in (
             (Strategy.STREAMING, config.enable_streaming, "enable_streaming"),
             (Strategy.CHUNKED, config.enable_chunking, "enable_chunking"),
@@ -124,7 +134,11 @@ class AdvancedLazyLoader(_OverStore):
 
 
 class AdaptiveLazyLoader(AdvancedLazyLoader):
-    """Chooses the strategy by itself, from what is known of the size; no loader runs twice to find out."""
+    """Chooses the strategy by itself, from what is known of the size; no loader runs twice to find out.
+
+    Parameters:
+        config, store: as of :class:`AdvancedLazyLoader`.
+    """
 
     async def load_adaptive(self, data_id: Hashable, loader_func: Any, **how: Any) -> Any:
         """:meth:`load_data` with strategy AUTO."""
@@ -132,7 +146,11 @@ class AdaptiveLazyLoader(AdvancedLazyLoader):
 
 
 class StreamingDataLoader(_OverStore):
-    """Streams by name. :class:`lazystore.StreamingDataLoader` is another: torch's loader for datasets."""
+    """Streams by name. :class:`lazystore.StreamingDataLoader` is another: torch's loader for datasets.
+
+    Parameters:
+        config, store: as of :class:`AdvancedLazyLoader`.
+    """
 
     async def create_stream(self, stream_id: str, data_source: Any, chunk_size: int | str | None = None) -> str:
         """Open a stream over a function, generator, iterable or bytes; gives its name back.
@@ -177,7 +195,11 @@ class StreamingDataLoader(_OverStore):
 
 
 class PaginatedDataLoader(_OverStore):
-    """Pages of ``data_source(page, page_size)`` (from 0), or of a sequence; as dicts."""
+    """Pages of ``data_source(page, page_size)`` (from 0), or of a sequence; as dicts.
+
+    Parameters:
+        config, store: as of :class:`AdvancedLazyLoader`.
+    """
 
     async def load_page(
         self, data_source: Any, page: int = 0, page_size: int = 100, cache_key: Hashable | None = None
@@ -226,7 +248,11 @@ class PaginatedDataLoader(_OverStore):
 
 
 class BackgroundLoader(_OverStore):
-    """Loads ahead of demand, by priority."""
+    """Loads ahead of demand, by priority. Values are the store's to keep: one that left it is loaded again.
+
+    Parameters:
+        config, store: as of :class:`AdvancedLazyLoader`.
+    """
 
     def __init__(self, config: LazyLoadingConfig | None = None, *, store: LazyStore | None = None) -> None:
         super().__init__(config, store=store)
@@ -278,6 +304,7 @@ class IntelligentBackgroundLoader(BackgroundLoader):
     """Guesses what is needed next.
 
     Parameters:
+        config, store: as of :class:`AdvancedLazyLoader`.
         loader_of: ``loader_of(data_id)`` gives the function that loads it, for what is predicted.
     """
 
@@ -294,7 +321,15 @@ class IntelligentBackgroundLoader(BackgroundLoader):
         self._successors = Markov()
 
     async def predict_and_prefetch(self, user_behavior: Mapping[str, Any] | Iterable[Hashable]) -> list[Handle[Any]]:
-        """Prefetch what is likely next after a history of keys; handles of what was queued."""
+        """Prefetch what is likely next; handles of what was queued.
+
+        Parameters:
+            user_behavior: keys as they were asked for, oldest first; or a mapping of keys to scores; or a mapping with
+                any of "history", "scores" and "hint" (keys in the order in which they will be needed).
+
+        Raises:
+            ConfigError: none of these, or no ``loader_of``.
+        """
         likely = self._predict_likely_data(user_behavior)
         return [await self.prefetch_data(key, self._get_loader(key), priority) for key, priority in likely]
 

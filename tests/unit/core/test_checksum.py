@@ -1,4 +1,4 @@
-"""CRC-32C: the golden values of RFC 3720 (B.4), by the processor's instruction and by tables."""
+"""CRC-32C: the golden values of RFC 3720 (B.4), by vectors, by the processor's instruction and by tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lazystore._core.checksum import IMPLEMENTATION, crc32c, crc32c_tables
+from lazystore._core.checksum import IMPLEMENTATION, crc32c, crc32c_narrow, crc32c_tables
 
 GOLDEN = [
     (bytes(32), 0x8A9136AA),
@@ -24,17 +24,17 @@ GOLDEN = [
     (b"123456789", 0xE3069283),
     (b"", 0),
 ]
-both = pytest.mark.parametrize("function", [crc32c, crc32c_tables])
+every = pytest.mark.parametrize("function", [crc32c, crc32c_narrow, crc32c_tables])
 
 
-@both
+@every
 @pytest.mark.parametrize(("data", "value"), GOLDEN)
 def test_golden_values(function: Callable[..., int], data: bytes, value: int) -> None:
     assert function(data) == value
 
 
-@both
-@pytest.mark.parametrize("length", [1, 7, 8, 767, 768, 769, 6143, 6144, 6145, 40_000, 100_001])
+@every
+@pytest.mark.parametrize("length", [1, 7, 8, 511, 512, 513, 767, 768, 769, 831, 6143, 6144, 6145, 40_000, 100_001])
 def test_any_way_to_cut_gives_the_same(function: Callable[..., int], length: int) -> None:
     data = bytes(i * 7 + (i >> 8) & 255 for i in range(length))
     whole = crc32c_tables(data)
@@ -44,7 +44,7 @@ def test_any_way_to_cut_gives_the_same(function: Callable[..., int], length: int
         assert function(memoryview(data)[cut:], crc32c_tables(data[:cut])) == whole
 
 
-@both
+@every
 def test_what_is_no_contiguous_buffer_is_refused(function: Callable[..., int]) -> None:
     with pytest.raises(BufferError):
         function(memoryview(bytes(10))[::2])
@@ -56,7 +56,7 @@ def test_what_is_no_contiguous_buffer_is_refused(function: Callable[..., int]) -
 
 def test_the_instruction_is_used_where_there_is_one() -> None:
     if platform.machine() in ("x86_64", "AMD64"):
-        assert IMPLEMENTATION in ("sse4.2", "tables")
+        assert IMPLEMENTATION in ("avx512", "sse4.2", "tables")
     elif platform.machine() in ("arm64", "aarch64"):
         assert IMPLEMENTATION in ("armv8", "tables")
     else:

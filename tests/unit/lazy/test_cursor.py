@@ -249,3 +249,26 @@ def test_a_pickled_signer_opens_the_cursors_of_the_first_and_its_repr_tells_no_s
     position = Position("keyset", (uuid.UUID(int=7),))
     assert copy.open(signer.sign(position, HERE), HERE) == position
     assert SECRET.decode() not in repr(signer)
+
+
+def test_what_is_no_secret_and_no_lifetime_is_refused() -> None:
+    for wrong in ([], [5], b"short", ["x" * 16, None]):
+        with pytest.raises(ConfigError, match="secrets="):
+            CursorSigner(wrong)  # type: ignore[arg-type]
+    for lifetime in (0, -1, float("nan"), float("inf"), True, "1"):
+        with pytest.raises(ConfigError, match="lifetime="):
+            CursorSigner(lifetime=lifetime)  # type: ignore[arg-type]
+
+
+def test_a_very_long_lifetime_is_one() -> None:
+    signer = CursorSigner(lifetime=1e300)
+    position = Position("offset", (7,))
+    assert signer.open(signer.sign(position, b"b" * 8), b"b" * 8) == position
+
+
+def test_times_finer_than_a_cursor_holds_are_refused() -> None:
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ConfigError, match="nanoseconds"):
+        encode_values([pandas.Timestamp("2020-01-01T00:00:00.123456789")])
+    exact = pandas.Timestamp("2020-01-01T00:00:00.123456")
+    assert decode_values(encode_values([exact])) == (exact,)

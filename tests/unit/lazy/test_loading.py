@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from lazystore.errors import ConfigError, LoadTimeoutError, UnhashableKeyError
+from lazystore.errors import ConfigError, ItemIndexError, LoadTimeoutError, UnhashableKeyError
+from lazystore.lazy import time_left
 from lazystore.lazy.source import Source
 from lazystore.lazy.store import LazyStore
 from lazystore.lazy.strategy import Strategy
@@ -69,8 +70,10 @@ def test_items_by_position_are_those_of_their_part(is_async: bool) -> None:
 
     with LazyStore.from_range(rows, size=25, page=10, prefetch=0) as store:
         assert [got(store, is_async, n) for n in (0, 9, 10, 24)] == [0, 9, 10, 24]
-        with pytest.raises(IndexError):
-            got(store, is_async, 25)
+        assert [got(store, is_async, n) for n in (-1, -3, -21, -25)] == [24, 22, 4, 0]
+        for beyond in (25, 31, -26, -40):
+            with pytest.raises(ItemIndexError, match=f"item {beyond}"):
+                got(store, is_async, beyond)
         for wrong in ("x", 1.0, True, None):
             with pytest.raises(ConfigError, match="position"):
                 got(store, is_async, wrong)
@@ -199,3 +202,30 @@ def test_a_handle_has_the_timeout_of_the_call() -> None:
         handle = store.load("x", partial(hanging), Strategy.LAZY, timeout=0.02)
         with pytest.raises(LoadTimeoutError):
             handle.get()
+
+
+def test_items_of_an_async_range_are_awaited_in_the_callers_loop() -> None:
+    loops = set()
+
+    async def rows(offset: int, limit: int) -> list[int]:
+        loops.add(asyncio.get_running_loop())
+        return list(range(offset, min(offset + limit, 40)))
+
+    async def main() -> None:
+        async with LazyStore.from_range(rows, size=40, page=10, prefetch=0) as store:
+            assert [await store.aget(n) for n in (3, -1, 25)] == [3, 39, 25]
+            with pytest.raises(ItemIndexError):
+                await store.aget(40)
+        assert loops == {asyncio.get_running_loop()}
+
+    asyncio.run(main())
+
+
+def test_a_loader_knows_how_long_it_has() -> None:
+    def load(key: int) -> float | None:
+        return time_left()
+
+    with LazyStore.from_keys(load) as store:
+        assert store.get(1) is None
+        left = store.get(2, timeout=30)
+        assert left is not None and 0 < left <= 30

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lazystore
-from lazystore import StreamingDataset
+from lazystore import LazyStore, StreamingDataset
 from lazystore.cache.tiers import Tiers
 from lazystore.errors import (
     ConfigError,
@@ -725,3 +726,22 @@ def test_pages_of_much_more_than_the_budget_keep_to_it() -> None:
     assert found["read"] >= 290_000_000
     assert found["grown"] <= found["budget"] + (32 << 20), found
     assert done.stderr == ""
+
+
+def test_two_ways_to_count_are_two_totals() -> None:
+    with LazyStore.from_range(lambda offset, limit: list(range(9))[offset : offset + limit]) as store:
+        assert store.page(total=lambda: 9).total_items == 9
+        assert store.page(total=lambda: 5).total_items == 5
+
+
+def test_loads_that_load_pages_wait_for_no_thread_of_their_own() -> None:
+    def total(store: LazyStore, key: int) -> int:
+        source = Source.from_range(lambda offset, limit: list(range(40))[offset : offset + limit]).named(("n", key))
+        return sum(sum(page) for page in store.load_pages(1, 5, size=10, source=source))
+
+    async def main() -> list[int]:
+        async with LazyStore(concurrency=2) as store:
+            loads = [store.aload(("sum", key), partial(total, store, key), "eager") for key in range(6)]
+            return await asyncio.wait_for(asyncio.gather(*loads), 30)
+
+    assert asyncio.run(main()) == [780] * 6
