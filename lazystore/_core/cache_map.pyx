@@ -190,7 +190,7 @@ cdef class CacheMap(CacheTable):
 
         Parameters:
             weight: of the entry, in the unit of ``max_weight``; key and overhead are the caller's to add.
-            fresh_ns: nanoseconds until it is stale; 0: never; -1: it is stale from the start, only :meth:`entry` finds it.
+            fresh_ns: nanoseconds until it is stale; 0: never; -1: stale from the start, only :meth:`entry` finds it.
             keep_ns: nanoseconds until it is dead, at least ``fresh_ns``; 0: never.
             probation: whether a new key has to be asked for again before it may push out others; False: it is
                 known to be wanted.

@@ -189,7 +189,7 @@ cdef class LineScanner:
     cdef bint emit(self, uint64_t begin) noexcept nogil:
         """An item begins here; False when the chunk is complete without it (or there is no memory)."""
         if self.skip:
-            self.skip -= 1
+            self.skip = self.skip - 1
             return True
         if self.count == 0:
             self.first = begin
@@ -201,7 +201,7 @@ cdef class LineScanner:
         if self.count == self.capacity and not self.grow():
             return False
         self.entries[self.count] = <uint32_t>(begin - self.first)
-        self.count += 1
+        self.count = self.count + 1
         return True
 
     cdef bint grow(self) noexcept nogil:

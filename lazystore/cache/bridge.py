@@ -54,9 +54,11 @@ class Bridge:
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop for coroutines of synchronous callers; its thread starts when it is first asked for."""
-        if self.closed:
+        loop = None if self.closed else self._own.started().loop
+        if loop is None or self.closed:  # perhaps just now, before it was started
+            self._own.halt()
             raise ClosedError("the store is closed: its event loop has ended")
-        return self._own.started().loop
+        return loop
 
     def owns(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether it is the own loop."""

@@ -100,6 +100,8 @@ class DiskTier:
         allow_pickle: bool = False,
         fsync: bool = False,
     ) -> None:
+        if not os.fspath(path):
+            raise ConfigError("path is empty (an unset variable?): a disk tier needs a folder of its own")
         self.path = os.path.abspath(os.path.expanduser(os.fspath(path)))
         self.max_bytes = parse_bytes(max_bytes, name="max_bytes")
         if self.max_bytes < MIN_BYTES:
@@ -222,8 +224,16 @@ class DiskTier:
     ) -> bool:
         """The same into another segment: the one that is being written has no room for it."""
         payload = sum(memoryview(buffer).nbytes for buffer in buffers)
-        segment = self._rotate(log, RECORD_OVERHEAD + len(key) + payload + 8)
-        return segment is not None and log.put(segment, key, kind, buffers, created, expires, time.time_ns())
+        need = RECORD_OVERHEAD + len(key) + payload + 8
+        for adopt in (True, False):  # one that was adopted may lack room for the list of its records
+            segment, is_full = self._rotate(log, need, adopt)
+            if segment is not None and log.put(segment, key, kind, buffers, created, expires, time.time_ns()):
+                if is_full:
+                    self._rescue(log, segment)
+                return True
+            if segment is None:
+                break
+        return False
 
     def delete(self, key: bytes) -> bool:
         """Remove a key for good, also for other processes and later openings; whether it was there."""
@@ -316,33 +326,36 @@ class DiskTier:
                 log.scan(segment)
         self._next_look = time.monotonic() + LOOK_S
 
-    def _rotate(self, log: RecordLog, need: int) -> SegmentFile | None:
-        """Seal the current segment and begin one with room for ``need`` bytes; None when there is no room at all."""
+    def _rotate(self, log: RecordLog, need: int, adopt: bool) -> tuple[SegmentFile | None, bool]:
+        """Seal the current segment and begin one with room for ``need`` bytes; None when there is no room at all.
+
+        Parameters:
+            adopt: take one that another left half empty, if there is one.
+
+        Returns also whether the folder is full with it, so that the next one will cost an old one.
+        """
         if need > self.max_bytes // MIN_SEGMENTS - SEGMENT_OVERHEAD:
             self._counts["declined_size"] += 1
-            return None
+            return None, False
         with self._folder.locked(LOCK_S) as held:
             if not held:
                 raise TimeoutError(f"another process has held the folder's lock for {LOCK_S:g} s; is it stopped?")
             self._seal()
             self._look(log)
-            adopted = self._adopt(log, need)
+            adopted = self._adopt(log, need) if adopt else None
             if adopted is not None:
-                return adopted
+                return adopted, False
             wanted = max(self.segment_bytes, need + SEGMENT_OVERHEAD)
             room = self._make_room(log, wanted)
             if room < max(need + SEGMENT_OVERHEAD, min(wanted, self.segment_bytes) // MIN_SEGMENTS):
                 self._counts["declined_room"] += 1
-                return None
+                return None, False
             self._current = self._folder.create(min(wanted, room), self._folder.names())
             log.add(self._current)
-            self._rescue(log, self._current, room - self._current.capacity)
-            return self._current
+            return self._current, room - self._current.capacity < self.segment_bytes
 
-    def _rescue(self, log: RecordLog, target: SegmentFile, spare: int) -> None:
-        """In a full folder: what was read of the segment that goes next moves on, into the one just begun."""
-        if spare >= self.segment_bytes:
-            return
+    def _rescue(self, log: RecordLog, target: SegmentFile) -> None:
+        """In a full folder: what was read of the segment that goes next moves on, beside what the new one is for."""
         for segment in sorted(log.segments(), key=lambda one: (one.live > 0, one.number)):
             if segment is not target and hold(segment.fd):  # else somebody writes to it: it stays
                 try:

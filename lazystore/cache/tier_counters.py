@@ -33,10 +33,10 @@ class LoadTimes:
 
     def add(self, seconds: float) -> None:
         """Note one duration."""
-        self.count += 1
-        self.total += seconds
         step = int(math.log2(seconds / SHORTEST) * STEPS) if seconds > SHORTEST else 0
         self._buckets[min(step, BUCKETS - 1)] += 1
+        self.count += 1  # last: whoever is interrupted in between leaves no count that is in no bucket
+        self.total += seconds
 
     def quantile(self, share: float) -> float:
         """Seconds that this share of the durations does not pass; 0.0 when there are none."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Hashable, Iterable
+from collections.abc import AsyncIterable, Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lazystore.cache.bridge import deadline_left
+from lazystore.cache.bridge import deadline_left, is_awaitable
 from lazystore.cache.entries import MISSING
 from lazystore.cache.flight import Deadline
 from lazystore.cache.keys import Kind
 from lazystore.cache.tiers import UNSET, Tiers, check_ttl
 from lazystore.errors import ClosedError, ConfigError, ItemIndexError, UnhashableKeyError, UnsupportedError
-from lazystore.lazy.choosing import choose, strategy_of
+from lazystore.lazy.choosing import choose, is_generator, strategy_of
 from lazystore.lazy.source import Source, as_source, function_identity
 from lazystore.lazy.strategy import Strategy
 
@@ -224,6 +224,8 @@ class Loading:
             chosen, reason = choose(what, nbytes)
         if reason:
             self._events.chose(chosen, reason)
+        if not isinstance(what, Source) and is_generator(what):
+            what = Source.from_stream(what)  # what is kept of it is a list, not what was read once
         if chosen in (Strategy.EAGER, Strategy.LAZY, Strategy.BACKGROUND):
             self._events.operation(chosen)  # the others are counted by the verb that gives them
         return what, chosen
@@ -237,7 +239,7 @@ class Loading:
             return self.stream(what if is_source else Source.from_stream(what), name=str(data_id), **how)
         if strategy is Strategy.CHUNKED and is_source:
             return self.chunks(what, **how)
-        if strategy is Strategy.PAGINATED and is_source:
+        if strategy is Strategy.PAGINATED and is_source and what.can & {"range", "cursor"}:
             return self.pages(source=what, **how)
         if strategy in (Strategy.CHUNKED, Strategy.PAGINATED):
             return MISSING
@@ -332,9 +334,9 @@ def _whole(source: Source, tiers: Tiers) -> Any:
     if "range" in source.can and source.size is not None:
         return source.fetch_range(0, source.size)
     found = source.open()
-    if isinstance(found, AsyncIterable):
-        return _gather(found)
-    return list(found) if isinstance(found, Iterable) else found
+    if hasattr(type(found), "__aiter__") or is_awaitable(found):
+        return _gather(tiers.bridge.aiterate(found))
+    return list(tiers.bridge.iterate(found))
 
 
 async def _gather(items: AsyncIterable[Any]) -> list[Any]:

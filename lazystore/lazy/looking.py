@@ -10,6 +10,7 @@ from lazystore.cache.tiers import Tiers
 from lazystore.lazy.events import Events, kind_of
 
 if TYPE_CHECKING:
+    from threading import Lock
     from weakref import WeakSet
 
     from lazystore.lazy.background import Background
@@ -26,6 +27,7 @@ class Looking:
     _events: Events
     _health: HealthWindow
     _open_streams: WeakSet[Stream]
+    _lock: Lock
     _closed: bool
 
     if TYPE_CHECKING:
@@ -40,13 +42,15 @@ class Looking:
         ``memory_used`` is the sum of what the entries weigh. Cost: O(entries), to count chunks and pages.
         """
         keys = self._tiers.memory.map.keys()
+        with self._lock:
+            streams = list(self._open_streams)
         background = self.background.stats() if "background" in self.__dict__ else {}
         return {
             "name": self._events.name,
             **self._counters(),
             **self._events.snapshot(),
             "entries_by_kind": dict(Counter(map(kind_of, keys))),
-            "active_streams": sum(not (stream.closed or stream.info().done) for stream in list(self._open_streams)),
+            "active_streams": sum(not (stream.closed or stream.info().done) for stream in streams),
             "background": background,
             "background_tasks": background.get("waiting", 0) + background.get("under_way", 0),
         }

@@ -298,8 +298,7 @@ class LazyStore(Loading, Looking):
         Sources by position give ``len`` (if the size is known), ``[i]`` and slices; what is a stream gives one pass.
         Raises UnsupportedError where the source cannot be cut like that, ConfigError for sizes that cannot be.
         """
-        from lazystore.lazy.chunker import DataChunker
-        from lazystore.lazy.chunks import ByKeys, ChunkPass, Chunks
+        from lazystore.lazy.chunks import ByKeys, chunks_of
 
         found = self._open_source(source)
         self._events.operation(Strategy.CHUNKED)
@@ -307,11 +306,9 @@ class LazyStore(Loading, Looking):
         if keys is not None:
             return ByKeys(found, self._tiers, keys, prefetch=ahead)
         if chunk is None and items is None:
-            of_bytes = "bytes" in found.can
-            chunk, items = (self.options.chunk, None) if of_bytes else (None, self.options.items)
-        if cutting or "range" not in found.can:
-            return ChunkPass(found, self._tiers, DataChunker(chunk, items=items, **cutting))
-        return Chunks(found, self._tiers, chunk=chunk, items=items, prefetch=ahead)
+            in_bytes = found.unit == "bytes" or cutting
+            chunk, items = (self.options.chunk, None) if in_bytes else (None, self.options.items)
+        return chunks_of(found, self._tiers, chunk=chunk, items=items, prefetch=ahead, **cutting)
 
     def _parts(self, source: Source) -> Chunks:
         """The chunks that single items of a source come out of."""
@@ -424,7 +421,8 @@ class LazyStore(Loading, Looking):
             idle_timeout=self.options.idle_timeout if idle_timeout is UNSET else idle_timeout,
             name=name or self._events.name, chunker=DataChunker(chunk, items=items, **cutting) if cut else None,
         )  # fmt: skip
-        self._open_streams.add(stream)
+        with self._lock:
+            self._open_streams.add(stream)
         return stream
 
     @part
@@ -528,9 +526,10 @@ class LazyStore(Loading, Looking):
             if self._closed:
                 return
             self._closed = True
+            streams = list(self._open_streams)
         if "background" in self.__dict__:
             self.background.close()
-        for stream in list(self._open_streams):
+        for stream in streams:
             stream.close()
         self._tiers.close(grace)
         if "_origins" in self.__dict__:

@@ -780,3 +780,14 @@ def test_impossible_records_are_refused(tier: DiskTier) -> None:
     with pytest.raises(TypeError):
         tier.get("text")  # type: ignore[arg-type]
     assert tier.get(b"k").payload == b"v"
+
+
+def test_what_a_segment_was_begun_for_fits_beside_what_moves_on(tmp_path: Path) -> None:
+    """In a full folder whose every record was read: each new value is stored, whatever its size."""
+    with DiskTier(tmp_path / "tier", 64 * 1024) as tier:
+        sizes = [0, 300, 3000, 7000]
+        for number in range(400):
+            size = sizes[number * 7 % 4]
+            assert tier.put(b"%d" % number, 0, [bytes(size)], created=0.0), tier.counters()
+            for known in range(max(0, number - 12), number):
+                tier.get(b"%d" % known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
@@ -229,3 +229,38 @@ def test_a_loader_knows_how_long_it_has() -> None:
         assert store.get(1) is None
         left = store.get(2, timeout=30)
         assert left is not None and 0 < left <= 30
+
+
+# -- what can be read once ---------------------------------------------------------------------
+
+
+def letters() -> Iterator[str]:
+    yield from "ab"
+
+
+async def aletters() -> AsyncIterator[str]:
+    for letter in "ab":
+        yield letter
+
+
+async def opening() -> Iterator[str]:
+    return iter("ab")
+
+
+@pytest.mark.parametrize("loader", [letters, aletters, Source.from_stream(opening), Source.from_stream(aletters)])
+def test_what_can_be_read_once_is_kept_as_a_list(loader: Any) -> None:
+    with LazyStore() as store:
+        for _ in range(2):
+            assert store.load("letters", loader, "eager") == ["a", "b"]
+            assert asyncio.run(store.aload("letters", loader, "eager")) == ["a", "b"]
+            assert list(store.load("letters", loader, "chunked", items=1)) == [["a"], ["b"]]
+            assert [list(page) for page in store.load("letters", loader, "paginated", size=1)] == [["a"], ["b"]]
+        assert store.load("later", loader, "lazy").get() == ["a", "b"]
+        assert store.load("meanwhile", loader, "background").get() == ["a", "b"]
+
+
+def test_chunks_of_a_stream_take_what_the_chunker_takes() -> None:
+    with LazyStore.from_stream(lambda: [b"a\nb", b"b\nc"], chunk=4) as store:
+        assert [bytes(chunk) for chunk in store.chunks(delimiter="\n")] == [b"a\n", b"bb\n", b"c"]
+    with LazyStore([1, 1, 2, 2, 3]) as store:
+        assert list(store.chunks(boundary=lambda one, other: one != other)) == [[1, 1], [2, 2], [3]]
