@@ -28,6 +28,7 @@ import numpy as np
 from bench_policies import optimum, shifting, zipf, zipf_with_scans
 from harness import Contender, Report, Row, Rows, share
 
+from lazystore import LazyStore
 from lazystore._core.cache_map import CacheMap
 from lazystore._core.weigh import weigh
 
@@ -120,6 +121,14 @@ def filled_map(**options: Any) -> Callable[[Keys], Measure]:
     return make
 
 
+def filled_store(keys: Keys) -> Measure:
+    """A whole store, by its ``get``."""
+    store = LazyStore.from_keys(lambda key: key, memory="16MB", prefetch=0)
+    for key in keys:
+        store.get(key)
+    return functools.partial(call, store.get)
+
+
 def filled_functools(keys: Keys) -> Measure:
     cached = functools.lru_cache(RESIDENT)(lambda key: key)
     for key in keys:
@@ -187,6 +196,7 @@ def ask_hits(out: Report, options: Any) -> None:
         OURS: filled_map(),
         OURS_LRU: filled_map(policy="lru"),
         "lazystore CacheMap, entries that expire": filled_map(fresh_ns=HOUR_NS),
+        "lazystore LazyStore.get": filled_store,
         FUNCTOOLS: filled_functools,
         "OrderedDict and a lock": filled_ordered_dict,
     }
