@@ -244,9 +244,14 @@ def is_awaitable(value: Any) -> bool:
 
 
 def close_unawaited(value: Any) -> None:
-    """A coroutine that nobody will await is closed, so that it does not warn."""
-    if inspect.iscoroutine(value):
-        value.close()
+    """A coroutine that nobody will await is closed, so that it does not warn; and those it was given to await."""
+    if not inspect.iscoroutine(value):
+        return
+    frame = value.cr_frame if inspect.getcoroutinestate(value) == inspect.CORO_CREATED else None
+    given = list(frame.f_locals.values()) if frame is not None else []
+    value.close()
+    for inner in given:
+        close_unawaited(inner)
 
 
 def refuse_inside_loop(awaitable: Any, what: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import gc
+import inspect
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from support.loading import NAME, in_thread, joined, until
 
-from lazystore.cache.bridge import Bridge, is_async
+from lazystore.cache.bridge import Bridge, close_unawaited, is_async
 from lazystore.cache.workers import Workers
 from lazystore.errors import ClosedError, ConfigError, LoadCancelledError, LoadError
 
@@ -336,28 +337,36 @@ def test_a_blocking_source_never_blocks_the_loop_and_a_cancelled_step_loses_noth
 
 
 def test_closing_during_a_step_closes_after_it(bridge: Bridge) -> None:
-    gate, log = threading.Event(), list[Any]()
+    begun, gate, log = threading.Event(), threading.Event(), list[Any]()
 
     def slow() -> Iterator[int]:
         try:
+            begun.set()
             assert gate.wait(30)
             yield 1
         finally:
             log.append("closed")
 
+    async def left(walk: Any) -> None:
+        """A step that is under way, and whose task is cancelled."""
+        step = asyncio.ensure_future(anext(walk))
+        assert await asyncio.to_thread(begun.wait, 30)
+        step.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await step
+
     async def use() -> None:
         walk: Any = bridge.aiterate(slow())
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(anext(walk), 0.01)
+        await left(walk)
         asyncio.get_running_loop().call_later(0.01, gate.set)
         await walk.aclose()
         assert log == ["closed"]
 
+        begun.clear()
         gate.clear()
         log.clear()
         walk = bridge.aiterate(slow())
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(anext(walk), 0.01)
+        await left(walk)
         del walk
         gate.set()
 
@@ -455,3 +464,18 @@ def test_closed_workers_end_an_iteration_with_an_error(bridge: Bridge) -> None:
             await anext(walk)
 
     asyncio.run(use())
+
+
+def test_coroutines_that_nobody_awaits_are_closed_with_those_they_were_to_await() -> None:
+    async def inner() -> int:
+        return 1
+
+    async def outer(first: Any) -> int:
+        return int(await first)
+
+    innermost = inner()
+    value = outer(outer(innermost))
+    close_unawaited(value)  # warnings are errors here
+    assert inspect.getcoroutinestate(innermost) == inspect.CORO_CLOSED
+    close_unawaited(value)
+    close_unawaited("no coroutine")
