@@ -78,15 +78,16 @@ def whole(name: str, value: Any, *, least: int = 1, hint: str = "") -> int:
     return operator.index(value)
 
 
-def seconds(name: str, value: Any, *, above_zero: bool = True) -> float:
-    """A time in seconds: above zero, or (not ``above_zero``) zero too; never NaN.
+def seconds(name: str, value: Any, *, above_zero: bool = True, hint: str = "") -> float:
+    """A time in seconds: above zero, or (not ``above_zero``) zero too; never NaN. ``hint`` ends the message.
 
     Raises:
         ConfigError: it is not; the message names it.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not (value > 0 if above_zero else value >= 0):
-        raise ConfigError(f"{name}={value!r} must be {'above zero' if above_zero else 'zero or more'}, in seconds")
+        bound = "above zero" if above_zero else "zero or more"
+        raise ConfigError(f"{name}={value!r} must be {bound}, in seconds{hint and f', {hint}'}")
     found: float = value
     return found
 

@@ -30,6 +30,7 @@ from lazystore.cache.retries import Retries
 from lazystore.cache.single_flight import Flight
 from lazystore.cache.tier_counters import TierCounters
 from lazystore.cache.workers import Workers
+from lazystore.config import seconds
 from lazystore.errors import ClosedError, ConfigError, UnhashableKeyError
 
 if TYPE_CHECKING:
@@ -191,11 +192,9 @@ class Tiers:
             raise _unhashable(key, error) from None
         if value is not MISSING:
             return value
-        look = self._second_look(key)
-        if look is not None:
-            if look.fresh_left <= 0:
-                self._refreshes.begin(self._miss(key, load, ttl, weigh, True, retry, Purpose.REFRESH))
-            return look.value
+        value = self._served(key, load, ttl, weigh, retry)
+        if value is not MISSING:
+            return value
         miss = self._miss(key, load, ttl, weigh, keep, retry, Purpose.DEMAND)
         try:
             return self.loads.load(key, miss.call, deadline=deadline)
@@ -220,11 +219,9 @@ class Tiers:
             raise _unhashable(key, error) from None
         if value is not MISSING:
             return value
-        look = self._second_look(key)
-        if look is not None:
-            if look.fresh_left <= 0:
-                self._refreshes.begin(self._miss(key, load, ttl, weigh, True, retry, Purpose.REFRESH))
-            return look.value
+        value = self._served(key, load, ttl, weigh, retry)
+        if value is not MISSING:
+            return value
         miss = self._miss(key, load, ttl, weigh, keep, retry, Purpose.DEMAND)
         try:
             return await self.loads.aload(key, miss.call, deadline=deadline)
@@ -431,6 +428,22 @@ class Tiers:
 
     # -- inside -------------------------------------------------------------------------
 
+    def _served(
+        self,
+        key: Hashable,
+        load: Callable[[], Any],
+        ttl: float | Unset | None,
+        weigh: Callable[[Any], int] | None,
+        retry: bool,
+    ) -> Any:
+        """What is served without waiting although the map had no hit, refreshed if it is stale; or MISSING."""
+        look = self._second_look(key)
+        if look is None:
+            return MISSING
+        if look.fresh_left <= 0:
+            self._refreshes.begin(self._miss(key, load, ttl, weigh, True, retry, Purpose.REFRESH))
+        return look.value
+
     def _second_look(self, key: Hashable) -> Look | None:
         """What may be served without a load although it was no hit in the map; counted. Raises a remembered error."""
         self._check_open()
@@ -515,10 +528,8 @@ def check_ttl(ttl: object) -> None:
     Raises:
         ConfigError: neither seconds above zero nor None.
     """
-    if ttl is None or isinstance(ttl, Unset):
-        return
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)) or not ttl > 0:
-        raise ConfigError(f"ttl={ttl!r} must be above zero seconds, or None for ever")
+    if ttl is not None and not isinstance(ttl, Unset):
+        seconds("ttl", ttl, hint="or None for ever")
 
 
 def _check_times(*seconds: float) -> None:

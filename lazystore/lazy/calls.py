@@ -6,7 +6,6 @@ raises what Python itself raises.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import itertools
 import os
@@ -19,7 +18,7 @@ from lazystore.cache.keys import Kind
 from lazystore.cache.locks import forkable_lock
 from lazystore.errors import ConfigError, UnhashableKeyError
 
-__all__ = ["Bound", "CallKeys", "call_name", "instance_token"]
+__all__ = ["CallKeys", "call_name", "instance_token"]
 
 _EMPTY = inspect.Parameter.empty
 _names = itertools.count(1)
@@ -80,37 +79,6 @@ def instance_token(instance: Any) -> str:
         return _tokens.setdefault(number, entry)[1]
     _tokens[number] = entry  # that of a dead one whose callback is still to come
     return entry[1]
-
-
-class Bound(functools.partial[Any]):
-    """A decorated function bound to an instance: ``partial(function, instance)`` that can do what the function can."""
-
-    def invalidate(self, *args: Any, **kwargs: Any) -> bool:
-        """Forget the result of these arguments for this instance. Whether there was one."""
-        found: bool = self.func.invalidate(*self.args, *args, **kwargs)  # type: ignore[attr-defined]
-        return found
-
-    def pages(self, *args: Any, **kwargs: Any) -> Any:
-        """The pages of this instance."""
-        return self.func.pages(*self.args, *args, **kwargs)  # type: ignore[attr-defined]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.func, name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Bound) and self.func is other.func and self.args[0] is other.args[0]
-
-    def __hash__(self) -> int:
-        return hash((id(self.func), id(self.args[0])))
-
-    def __reduce__(self) -> Any:
-        return getattr, (self.args[0], self.func.__name__)
-
-    def __repr__(self) -> str:
-        return f"<bound {self.func!r} of {self.args[0]!r}>"
-
-
-# -- arguments --------------------------------------------------------------------------
 
 
 class CallKeys:

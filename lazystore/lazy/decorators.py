@@ -18,8 +18,9 @@ from lazystore.cache.locks import forkable_lock
 from lazystore.cache.tiers import UNSET
 from lazystore.config import whole
 from lazystore.errors import ConfigError
-from lazystore.lazy.calls import Bound, CallKeys
+from lazystore.lazy.calls import CallKeys
 from lazystore.lazy.choosing import strategy_of
+from lazystore.lazy.decorated import Stored
 from lazystore.lazy.paginated import paginated
 from lazystore.lazy.source import as_source
 from lazystore.lazy.strategy import ChunkStrategy, Strategy
@@ -32,37 +33,6 @@ __all__ = ["Loaded", "chunked_load", "lazy_load", "paginated", "streaming_load"]
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Stored:
-    """What all decorated functions are: callable, bound to instances, with a store that is found at first use."""
-
-    __wrapped__: Callable[..., Any]
-    __qualname__: str
-
-    def __init__(self, function: Callable[..., Any], store: LazyStore | None) -> None:
-        wrapper: Any = self
-        functools.update_wrapper(wrapper, function)
-        self._given = store
-
-    @property
-    def store(self) -> LazyStore:
-        """The store its results are in."""
-        if self._given is not None:
-            return self._given
-        from lazystore.lazy.store import default_store
-
-        return default_store()
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        function: Any = self
-        return function if instance is None else Bound(function, instance)
-
-    def __reduce__(self) -> str:
-        return self.__qualname__
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__.lower()} {self.__module__}.{self.__qualname__}>"
 
 
 class Loaded(Stored, Generic[P, R]):
@@ -95,7 +65,7 @@ class Loaded(Stored, Generic[P, R]):
             return self
         if not self._method:
             self._of_method()
-        return Bound(self, instance)
+        return super().__get__(instance, owner)
 
     def _of_method(self) -> None:
         self._keys.become_method()

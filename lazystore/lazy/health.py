@@ -10,7 +10,7 @@ from typing import Any
 from lazystore.cache.locks import forkable_lock
 from lazystore.errors import ConfigError
 
-__all__ = ["THRESHOLDS", "HealthWindow"]
+__all__ = ["THRESHOLDS", "HealthWindow", "hit_ratio"]
 
 #: Seconds that a judgement looks back.
 WINDOW_S = 60.0
@@ -25,6 +25,13 @@ THRESHOLDS: dict[str, float] = {
     "memory_share": 1.0,  # a full cache is a good cache: only beyond the budget
 }
 _WATCHED = ("requests", "hits", "joins", "misses", "disk_hits", "loads", "load_errors", "load_seconds")
+
+
+def hit_ratio(counters: Mapping[str, float]) -> float:
+    """The share of requests that no load of their own was needed for; 0.0 where there were none."""
+    # Loads ahead hit the disk too: what they found there served nobody yet.
+    served = counters["hits"] + counters["joins"] + min(counters["disk_hits"], counters["misses"])
+    return served / counters["requests"] if counters["requests"] else 0.0
 
 
 class HealthWindow:
@@ -75,8 +82,7 @@ class HealthWindow:
             if not self._seen or at - self._seen[-1][0] >= 1.0:
                 self._seen.append((at, now))
         found = {name: max(0.0, now[name] - before[name]) for name in now}
-        served = found["hits"] + found["joins"] + min(found["disk_hits"], found["misses"])
-        found["hit_ratio"] = served / found["requests"] if found["requests"] else 0.0
+        found["hit_ratio"] = hit_ratio(found)
         found["seconds"] = at - began
         return found
 

@@ -11,6 +11,7 @@ from lazystore.cache.entries import MISSING
 from lazystore.cache.flight import Deadline
 from lazystore.cache.keys import Kind
 from lazystore.cache.tiers import UNSET, Tiers, check_ttl
+from lazystore.config import seconds
 from lazystore.errors import ClosedError, ConfigError, ItemIndexError, UnhashableKeyError, UnsupportedError
 from lazystore.lazy.choosing import choose, is_generator, strategy_of
 from lazystore.lazy.source import Source, as_source, function_identity
@@ -137,12 +138,8 @@ class Loading:
         return partial(fallback, key) if callable(fallback) else lambda: fallback
 
     def _deadline(self, timeout: Any) -> Deadline | None:
-        seconds = self.options.timeout if timeout is UNSET else timeout
-        if seconds is None:
-            return None
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
-            raise ConfigError(f"timeout={seconds!r} must be above zero seconds, or None")
-        return Deadline(seconds)
+        given = self.options.timeout if timeout is UNSET else timeout
+        return None if given is None else Deadline(seconds("timeout", given, hint="or None"))
 
     # -- load ---------------------------------------------------------------------------
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from lazystore.cache.tiers import Tiers
 from lazystore.lazy.events import Events, kind_of
+from lazystore.lazy.health import HealthWindow, hit_ratio
 
 if TYPE_CHECKING:
     from threading import Lock
     from weakref import WeakSet
 
     from lazystore.lazy.background import Background
-    from lazystore.lazy.health import HealthWindow
     from lazystore.lazy.stream import Stream
 
 __all__ = ["Looking"]
@@ -58,10 +58,7 @@ class Looking:
     def _counters(self) -> dict[str, Any]:
         """The tiers' counters, and the disk tier's under names of their own."""
         found: dict[str, Any] = dict(self._tiers.counters())
-        requests = found["requests"]
-        # Loads ahead hit the disk too: what they found there served nobody yet.
-        served = found["hits"] + found["joins"] + min(found["disk_hits"], found["misses"])
-        found["hit_ratio"] = served / requests if requests else 0.0
+        found["hit_ratio"] = hit_ratio(found)
         found["memory_used"], found["memory_limit"] = found.pop("bytes"), found.pop("limit")
         shelf = self._tiers.shelf
         disk = shelf.tier.counters() if shelf is not None else {}

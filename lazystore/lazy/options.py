@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lazystore.config import default_memory, memory_limit, parse_bytes, seconds, whole
 from lazystore.errors import ConfigError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lazystore.cache.clock import Clock
     from lazystore.cache.disk import DiskTier
 
-__all__ = ["StoreOptions", "cache_folder", "preset"]
+__all__ = ["PRESETS", "Preset", "StoreOptions", "cache_folder", "preset", "size_class"]
 
 MIB = 1 << 20
 MAX_PAGE = 1000
@@ -119,24 +119,45 @@ class StoreOptions:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+class Preset(NamedTuple):
+    """What a size class gets: items a chunk, chunks in memory at once, MiB of memory."""
+
+    items: int
+    chunks: int
+    memory_mb: int
+
+
+#: The documents' table.
+PRESETS = {
+    DataSize.SMALL: Preset(100, 50, 512),
+    DataSize.MEDIUM: Preset(1000, 20, 1024),
+    DataSize.LARGE: Preset(5000, 10, 2048),
+    DataSize.HUGE: Preset(10_000, 5, 4096),
+}
+
+
+def size_class(name: str, size: Any) -> DataSize:
+    """The member of a size class or its value.
+
+    Raises:
+        ConfigError: there is none; ``name`` is the argument's.
+    """
+    try:
+        return DataSize(size)
+    except ValueError:
+        known = ", ".join(member.name for member in DataSize)
+        raise ConfigError(f"{name}={size!r} is not one of DataSize's {known}") from None
+
+
 def preset(size: DataSize | str) -> dict[str, Any]:
     """Settings for data of a size class: items a chunk, chunks in memory at once, memory, disk tier.
 
     Memory is clamped to half of what the machine or the container allows. LARGE and HUGE have a disk tier of four
     times the memory in :func:`cache_folder`. Whatever is given explicitly wins.
     """
-    try:
-        size = DataSize(size)
-    except ValueError:
-        known = ", ".join(member.name for member in DataSize)
-        raise ConfigError(f"{size!r} is not one of DataSize's {known}") from None
-    items, chunks, memory = {
-        DataSize.SMALL: (100, 50, 512 * MIB),
-        DataSize.MEDIUM: (1000, 20, 1024 * MIB),
-        DataSize.LARGE: (5000, 10, 2048 * MIB),
-        DataSize.HUGE: (10_000, 5, 4096 * MIB),
-    }[size]
-    memory = min(memory, memory_limit() // 2)
+    size = size_class("size", size)
+    items, chunks, memory_mb = PRESETS[size]
+    memory = min(memory_mb * MIB, memory_limit() // 2)
     found: dict[str, Any] = {"memory": memory, "items": items, "window": min(chunks * MIB, memory // 4)}
     if size in (DataSize.LARGE, DataSize.HUGE):
         from lazystore.cache.disk import DiskTier

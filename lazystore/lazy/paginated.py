@@ -14,9 +14,12 @@ from lazystore.cache.keys import Kind
 from lazystore.cache.tiers import UNSET
 from lazystore.config import whole
 from lazystore.errors import ConfigError
-from lazystore.lazy.calls import Bound, call_name, instance_token, looks_like_method
+from lazystore.lazy.calls import call_name, instance_token, looks_like_method
+from lazystore.lazy.decorated import Stored
+from lazystore.lazy.numbered import aread_pages, page_numbers, read_pages
 
 if TYPE_CHECKING:
+    from lazystore.cache.tiers import Tiers
     from lazystore.lazy.pages import Pager, Pages
     from lazystore.lazy.store import LazyStore
 
@@ -25,24 +28,19 @@ __all__ = ["Paginated", "paginated"]
 _SIZES = ("page_size", "size", "per_page", "limit")
 
 
-class Paginated:
+class Paginated(Stored):
     """A function that gives a :class:`~lazystore.lazy.Page`. Made by :func:`paginated`.
 
     Threads: any. Fork: as its store. Pickling: by its name.
     """
 
-    __wrapped__: Callable[..., Any]
-    __qualname__: str
-
     def __init__(
         self, function: Callable[..., Any], *, size: int, max_size: int, mode: str, ttl: Any, store: LazyStore | None
     ) -> None:
-        wrapper: Any = self
-        functools.update_wrapper(wrapper, function)
+        super().__init__(function, store)
         self._signature = inspect.signature(function)
         self._name = call_name(function)
         self._size, self._max_size, self._mode, self._ttl = min(size, max_size), max_size, mode, ttl
-        self._given = store
         self._asynchronous = inspect.iscoroutinefunction(function)
         self._way = _way_of(function, self._signature, mode)
         self._method = looks_like_method(function, self._signature)
@@ -52,19 +50,8 @@ class Paginated:
         self._method = True
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None:
-            return self
-        self._method = True
-        return Bound(self, instance)
-
-    @property
-    def store(self) -> LazyStore:
-        """The store its pages are in."""
-        if self._given is not None:
-            return self._given
-        from lazystore.lazy.store import default_store
-
-        return default_store()
+        self._method = self._method or instance is not None
+        return super().__get__(instance, owner)
 
     # -- asking -------------------------------------------------------------------------
 
@@ -126,7 +113,7 @@ class Paginated:
         name, call = self._name, self.__wrapped__
         if instance is not None:
             name, call = f"{name}/{instance_token(instance)}", functools.partial(call, instance)
-        read = functools.partial(self._way.read, call, store, name, self._size, self._asynchronous)
+        read = self._way.reader(call, store._tiers, name, self._size, self._asynchronous)
         source = Source(name, after=read) if self._way.by_cursor else Source(name, range=read)
         pager = Pager(
             source, store._tiers, size=self._size, max_size=self._max_size, ttl=self._ttl, signer=store._signer,
@@ -135,9 +122,6 @@ class Paginated:
         if instance is None:
             self._pager = store, pager
         return pager
-
-    def __reduce__(self) -> str:
-        return self.__qualname__
 
     def __repr__(self) -> str:
         return f"<paginated {self._name}>"
@@ -152,19 +136,13 @@ class _ByOffset:
     by_cursor = False
     names = ("offset", "limit")
 
-    def read(
-        self,
-        call: Any,
-        store: Any,
-        name: str,
-        size: int,
-        asynchronous: bool,
-        offset: int,
-        limit: int,
-        /,
-        **filters: Any,
-    ) -> Any:
-        return call(**filters, offset=offset, limit=limit)
+    def reader(self, call: Any, tiers: Tiers, name: str, size: int, asynchronous: bool) -> Callable[..., Any]:
+        """What reads rows for a pager."""
+
+        def read(offset: int, limit: int, /, **filters: Any) -> Any:
+            return call(**filters, offset=offset, limit=limit)
+
+        return read
 
 
 class _ByCursor:
@@ -175,19 +153,13 @@ class _ByCursor:
     def __init__(self, size_name: str) -> None:
         self.names: tuple[str, ...] = ("cursor", size_name)
 
-    def read(
-        self,
-        call: Any,
-        store: Any,
-        name: str,
-        size: int,
-        asynchronous: bool,
-        cursor: Any,
-        limit: int,
-        /,
-        **filters: Any,
-    ) -> Any:
-        return call(**filters, **dict(zip(self.names, (cursor, limit), strict=True)))
+    def reader(self, call: Any, tiers: Tiers, name: str, size: int, asynchronous: bool) -> Callable[..., Any]:
+        """What reads rows for a pager."""
+
+        def read(cursor: Any, limit: int, /, **filters: Any) -> Any:
+            return call(**filters, **dict(zip(self.names, (cursor, limit), strict=True)))
+
+        return read
 
 
 class _ByNumber:
@@ -203,45 +175,25 @@ class _ByNumber:
         self.names: tuple[str, ...] = ("page",) if size_name is None else ("page", size_name)
         self._first = first
 
-    def read(
-        self,
-        call: Any,
-        store: Any,
-        name: str,
-        size: int,
-        asynchronous: bool,
-        offset: int,
-        limit: int,
-        /,
-        **filters: Any,
-    ) -> Any:
-        numbers = range(offset // size, (offset + limit - 1) // size + 1)
-        loads = [
-            (
-                (Kind.CALL, name, tuple(sorted(filters.items())), number),
-                functools.partial(self._load, call, number, size, filters),
-            )
-            for number in numbers
-        ]
-        begin = offset - numbers[0] * size
-        if asynchronous:
-            return self._agather(store._tiers, loads, size, begin, limit)
-        rows: list[Any] = []
-        for key, load in loads:
-            page = _rows(store._tiers.get(key, load), size, name)
-            rows += page
-            if len(page) < size:
-                break
-        return rows[begin : begin + limit]
+    def reader(self, call: Any, tiers: Tiers, name: str, size: int, asynchronous: bool) -> Callable[..., Any]:
+        """What reads rows for a pager."""
 
-    async def _agather(self, tiers: Any, loads: Any, size: int, begin: int, limit: int) -> list[Any]:
-        rows: list[Any] = []
-        for key, load in loads:
-            page = _rows(await tiers.aget(key, load), size, key[1])
-            rows += page
-            if len(page) < size:
-                break
-        return rows[begin : begin + limit]
+        def read(offset: int, limit: int, /, **filters: Any) -> Any:
+            told = tuple(sorted(filters.items()))
+
+            def asked(number: int) -> tuple[Any, Callable[[], Any]]:
+                return (Kind.CALL, name, told, number), functools.partial(self._load, call, number, size, filters)
+
+            def page(number: int) -> list[Any]:
+                return _rows(tiers.get(*asked(number)), size, name)
+
+            async def apage(number: int) -> list[Any]:
+                return _rows(await tiers.aget(*asked(number)), size, name)
+
+            numbers = page_numbers(offset, limit, size)
+            return aread_pages(numbers, apage) if asynchronous else read_pages(numbers, page)
+
+        return read
 
     def _load(self, call: Any, number: int, size: int, filters: dict[str, Any]) -> Any:
         values = (number + self._first, size)[: len(self.names)]

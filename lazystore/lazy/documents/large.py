@@ -13,6 +13,7 @@ from lazystore.lazy.choosing import strategy_of
 from lazystore.lazy.chunk import DataChunk, size_of
 from lazystore.lazy.documents.configs import ChunkConfig, LargeDataConfig
 from lazystore.lazy.documents.metrics import stats_of
+from lazystore.lazy.options import PRESETS, size_class
 from lazystore.lazy.page import Page, PageInfo
 from lazystore.lazy.source import Source, function_key
 from lazystore.lazy.store import LazyStore, default_store
@@ -153,23 +154,14 @@ def create_lazy_loader(data_size: DataSize = DataSize.MEDIUM, **settings: Any) -
     Raises:
         ConfigError: no such size, or setting.
     """
-    try:
-        data_size = DataSize(data_size)
-    except ValueError:
-        sizes = ", ".join(member.name for member in DataSize)
-        raise ConfigError(f"data_size={data_size!r} is not one of DataSize's {sizes}") from None
-    items, chunks, memory, disk = {
-        DataSize.SMALL: (100, 50, 512, False),
-        DataSize.MEDIUM: (1000, 20, 1024, True),
-        DataSize.LARGE: (5000, 10, 2048, True),
-        DataSize.HUGE: (10_000, 5, 4096, True),
-    }[data_size]
+    data_size = size_class("data_size", data_size)
+    items, chunks, memory = PRESETS[data_size]
     known = {field.name for field in fields(LargeDataConfig)}
     if unknown := sorted(settings.keys() - known):
         raise ConfigError(f"LargeDataConfig has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     config = LargeDataConfig(
         max_memory_mb=memory,
-        enable_disk_cache=disk,
+        enable_disk_cache=data_size is not DataSize.SMALL,
         chunk_config=ChunkConfig(chunk_size=items, max_chunks_in_memory=chunks),
     )
     return LargeDataLoader(replace(config, **settings))

@@ -22,6 +22,7 @@ from lazystore.lazy.chunk import DataChunk
 from lazystore.lazy.documents.configs import LazyLoadingConfig
 from lazystore.lazy.documents.metrics import metrics_of
 from lazystore.lazy.handle import Handle
+from lazystore.lazy.numbered import aread_pages, page_numbers
 from lazystore.lazy.page import Page
 from lazystore.lazy.predict import Markov, Stride, behaviour, remember
 from lazystore.lazy.source import Source, as_source, function_key
@@ -361,16 +362,11 @@ class _ByPage:
         self._function, self._size, self._tiers, self._key = function, size, tiers, key
 
     async def __call__(self, offset: int, limit: int) -> list[Any]:
-        number, skipped = divmod(offset, self._size)
-        found: list[Any] = []
-        while len(found) < limit:
-            load = partial(self._function, number, self._size)
-            rows = list(await self._tiers.aget((Kind.CALL, self._key, number, self._size), load))
-            found += rows[skipped:]
-            if len(rows) < self._size:
-                break
-            number, skipped = number + 1, 0
-        return found[:limit]
+        return await aread_pages(page_numbers(offset, limit, self._size), self._page)
+
+    async def _page(self, number: int) -> list[Any]:
+        load = partial(self._function, number, self._size)
+        return list(await self._tiers.aget((Kind.CALL, self._key, number, self._size), load))
 
 
 def _as_dict(page: Page[Any]) -> dict[str, Any]:
