@@ -13,6 +13,7 @@ item, byte range, URL) and the remedy.
     │       └── CursorExpiredError          made too long ago
     ├── UnhashableKeyError (TypeError)      a key that no cache can find again
     ├── DatasetNotFoundError (FileNotFoundError)   directory, index or chunk is missing
+    ├── HubAccessError (PermissionError)    a hub refuses access: gated, private, wrong token
     ├── FormatError (ValueError)            bytes do not follow their format
     │   ├── DecryptionError                 not encrypted with the password or key that was given, or damaged
     │   ├── UnsafeDataError                 reading them would need trust not given
@@ -30,12 +31,15 @@ item, byte range, URL) and the remedy.
     │   ├── LoadCancelledError              it was cancelled, or its event loop or store ended under it
     │   └── ReentrantLoadError              a loader asked for the very key it was loading
     ├── LoadTimeoutError (TimeoutError)     a load, or a wait for a stream, took longer than it was given
+    ├── SampleError (ValueError)            a sample could not be processed
     ├── WorkerError (RuntimeError)          a worker process died, or an executor broke
     │   └── WorkerDiedError                 an item of imap ended the process that ran it, again and again
     ├── ItemTimeoutError (TimeoutError)     an item of imap took longer than its timeout
     ├── TransportError (TypeError)          a function, an item or a result cannot travel between processes
     ├── MissingExtraError (ImportError)     an optional package is not installed
     └── UnsupportedError (NotImplementedError)     known, but not in this version
+
+Warnings: SyntheticDataWarning (UserWarning), samples are made up because the real ones could not be had.
 """
 
 from __future__ import annotations
@@ -58,6 +62,7 @@ __all__ = [
     "FetchError",
     "FetchTimeoutError",
     "FormatError",
+    "HubAccessError",
     "ItemIndexError",
     "ItemTimeoutError",
     "KeyNotFoundError",
@@ -67,7 +72,9 @@ __all__ = [
     "LoadTimeoutError",
     "MissingExtraError",
     "ReentrantLoadError",
+    "SampleError",
     "SourceChangedError",
+    "SyntheticDataWarning",
     "TransportError",
     "UnhashableKeyError",
     "UnsafeDataError",
@@ -124,6 +131,10 @@ class DatasetNotFoundError(LazyStoreError, FileNotFoundError):
     """A dataset directory, its index, or one of its chunks does not exist."""
 
     # FileNotFoundError formats (errno, strerror); with one argument str() is that argument.
+
+
+class HubAccessError(LazyStoreError, PermissionError):
+    """A hub refuses access: the repository is gated or private, or the token is missing or wrong."""
 
 
 class FormatError(LazyStoreError, ValueError):
@@ -221,6 +232,23 @@ class LoadTimeoutError(LazyStoreError, TimeoutError):
     """A load, or a wait for the next part of a stream, took longer than it was given."""
 
 
+class SampleError(LazyStoreError, ValueError):
+    """A sample could not be processed: a column is missing, an image does not decode, the tokenizer raised.
+
+    Attributes:
+        dataset: name of the dataset it comes from.
+        index: its number in there.
+    """
+
+    def __init__(self, message: str, dataset: str = "", index: int = -1) -> None:
+        super().__init__(message)
+        self.dataset = dataset
+        self.index = index
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, int]]:
+        return type(self), (str(self), self.dataset, self.index)
+
+
 class WorkerError(LazyStoreError, RuntimeError):
     """Work given to another process did not come back: the process died, or its executor broke."""
 
@@ -261,6 +289,10 @@ class MissingExtraError(LazyStoreError, ImportError):
 
 class UnsupportedError(LazyStoreError, NotImplementedError):
     """A known feature of a format or of lazystore that this version does not have."""
+
+
+class SyntheticDataWarning(UserWarning):
+    """Samples are made up because the real ones could not be had; the cause is in ``stats()``."""
 
 
 def with_place(error: E, place: str) -> E:

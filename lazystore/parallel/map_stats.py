@@ -51,7 +51,7 @@ class MapStats:
         source_s: seconds the data took to give its items.
         consumer_s: seconds between a result and the question for the next one.
         transport_s: seconds of packing and unpacking, in workers and the caller.
-        packing_s: those of them in the caller.
+        packing_s: those of them in the caller; known when the run has ended.
         in_bytes, out_bytes: what travelled to workers and back; 0 in threads.
         through_pipe: large messages that took the pipe because shared memory was not to be had.
         window_stalls: times that no item could be sent because too much was ahead of the consumer.

@@ -213,7 +213,10 @@ def _kinds(backend: object, given: Given) -> tuple[str, ...]:
     if given.timeout is not None:
         if backend == "serial":
             raise ConfigError("timeout= needs workers: an item that runs in the caller cannot be stopped")
-        return ("process", "thread") if backend == "auto" and not worker_main.serving() else _KINDS[backend][-1:]
+        if backend == "auto":
+            # in a worker the processors are taken by its like
+            return ("thread",) if worker_main.serving() else ("process", "thread")
+        return _KINDS[backend]
     if backend == "auto" and given.workers == 1:
         return ("serial",)
     if backend == "auto" and worker_main.serving():

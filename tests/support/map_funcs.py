@@ -173,6 +173,14 @@ def nested_processes(number: int) -> int:
     return sum(imap(square, range(number), backend="process", n_jobs=2))
 
 
+def nested_with_a_timeout(count: int) -> tuple[list[int], str]:
+    """What a map with a timeout gives inside a worker, and what ran its items."""
+    from lazystore import imap
+
+    with imap(square, range(count), timeout=60.0) as inner:
+        return list(inner), inner.stats.backend
+
+
 def prints(number: int) -> int:
     sys.stdout.write(f"line {number}\n")  # in one piece: print writes the end of the line apart
     return number

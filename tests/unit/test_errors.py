@@ -19,6 +19,7 @@ BUILTINS = {
     "CursorTamperedError": ValueError,
     "UnhashableKeyError": TypeError,
     "DatasetNotFoundError": FileNotFoundError,
+    "HubAccessError": PermissionError,
     "FormatError": ValueError,
     "UnsafeDataError": ValueError,
     "DecryptionError": ValueError,
@@ -42,11 +43,12 @@ BUILTINS = {
     "LoadCancelledError": RuntimeError,
     "ReentrantLoadError": RuntimeError,
     "LoadTimeoutError": TimeoutError,
+    "SampleError": ValueError,
 }
 
 
 def test_every_error_is_listed_here() -> None:
-    assert set(errors.__all__) == BUILTINS.keys() | {"LazyStoreError"}
+    assert set(errors.__all__) == BUILTINS.keys() | {"LazyStoreError", "SyntheticDataWarning"}
 
 
 @pytest.mark.parametrize("name", BUILTINS)

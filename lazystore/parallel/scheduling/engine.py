@@ -164,7 +164,9 @@ class Engine:
         if not self._closed:
             self._closed = True
             self._stats.skipped = self._policy.skipped
-            self._stats.through_pipe += sum(getattr(fleet.backend, "through_pipe", 0) for fleet in self._fleets)
+            for fleet in self._fleets:
+                self._stats.through_pipe += getattr(fleet.backend, "through_pipe", 0)
+                self._stats.packed(getattr(fleet.backend, "packing_s", 0.0))
             if self._serving and self._given:  # of the block under way, what was timed is all that is known
                 self._stats.ran_here(self._given, (0, 0.0, 0.0, 0.0, -1))
         for fleet in self._fleets:

@@ -58,6 +58,7 @@ class ProcessBackend:
         workers: how many there are, those that are still starting included.
         deaths: workers that ended unasked.
         through_pipe: messages whose bulk had to go through the pipe, because there was no memory to share.
+        packing_s: seconds the caller spent on packing and sending chunks, and on unpacking reports.
         start_s: seconds from the first start until the first worker was up; 0.0 before that.
     """
 
@@ -65,7 +66,7 @@ class ProcessBackend:
 
     def __init__(self, job: Job) -> None:
         self.deaths = 0
-        self.start_s = 0.0
+        self.packing_s = self.start_s = 0.0
         self._job = job
         self._number = next(_job_numbers)
         self._pid = os.getpid()
@@ -126,11 +127,12 @@ class ProcessBackend:
         """
         self._check_owner()
         assert self._work is not None
+        begin = time.perf_counter()
         packed = self._work.packed(chunk)
         # where there is trouble, the next wait tells of it
-        while self._trouble is None:
-            if self._send(min(self._crew, key=_load), chunk, packed):
-                return
+        while self._trouble is None and not self._send(min(self._crew, key=_load), chunk, packed):
+            pass
+        self.packing_s += time.perf_counter() - begin
 
     def take_waiting(self, most: int) -> list[Chunk]:
         """Chunks that wait behind others, or for a worker that is not up; the first of the data first. 2 us each.
@@ -274,11 +276,13 @@ class ProcessBackend:
         chunk = handle.unanswered.get(message.number)
         if chunk is None:
             return
+        begin = time.perf_counter()
         try:
             report = unpack_report(message, chunk, handle.number)
         except EOFError:
             handle.child.signal(signal.SIGKILL)  # what it sends is damaged
             return
+        self.packing_s += time.perf_counter() - begin
         if report is None:
             self._say(handle, Kind.AGAIN, message.number, chunk)
             return

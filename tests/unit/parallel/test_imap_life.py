@@ -129,6 +129,20 @@ def test_a_map_by_processes_inside_the_function_of_a_map_by_processes() -> None:
     assert found == [sum(j * j for j in range(k)) for k in range(3)]
 
 
+def test_a_map_with_a_timeout_takes_threads_inside_a_worker() -> None:
+    found = list(imap(funcs.nested_with_a_timeout, [3, 4], backend="process", n_jobs=2))
+    assert found == [([0, 1, 4], "thread"), ([0, 1, 4, 9], "thread")]
+
+
+def test_the_stats_tell_what_packing_took_in_the_caller() -> None:
+    with imap(funcs.square, range(2000), backend="process", n_jobs=1, chunksize=50) as results:
+        assert len(list(results)) == 2000
+    assert 0 < results.stats.packing_s <= results.stats.transport_s
+    with imap(funcs.square, range(2000), backend="serial") as results:
+        assert len(list(results)) == 2000
+    assert results.stats.packing_s == 0
+
+
 @pytest.mark.parametrize("options", ["auto", "serial"], indirect=True)
 def test_a_function_that_asks_its_own_run_for_more_is_refused(options: dict[str, Any]) -> None:
     def greedy(number: int) -> int:
