@@ -8,7 +8,8 @@ which then goes chunk by chunk into the caller's buffer. All of the filesystem's
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from lazystore.fetch.options import redact
@@ -22,6 +23,10 @@ __all__ = ["HttpWire", "client_maker", "join_url"]
 MAX_ERROR_BODY = 64 << 10
 #: Prepared URLs kept; parsing one costs more than the rest of a small request's preparation.
 MAX_URLS = 4096
+#: Answers of a place that an object was redirected to, by which its address may have run out: signed ones do.
+EXPIRED = frozenset({400, 401, 403, 404, 410})
+#: What is shown only to the origin it was given for.
+SECRETS = ("Authorization", "Proxy-Authorization", "Cookie")
 #: Answers to HEAD that say nothing about GET: not implemented, or not covered by a signed URL.
 HEAD_REFUSED = frozenset({400, 403, 405, 501})
 
@@ -50,7 +55,11 @@ def join_url(root: str, name: str) -> str:
 
 
 class HttpWire:
-    """A Wire over an ``HTTPFileSystem(asynchronous=True)`` on an event loop of its own."""
+    """A Wire over an ``HTTPFileSystem(asynchronous=True)`` on an event loop of its own.
+
+    Where an object was redirected to is remembered, so that every range but the first goes there at once; after any
+    failure there the object's own address is asked again. Secrets are not shown to other origins.
+    """
 
     tells = True
     streams = True
@@ -63,6 +72,8 @@ class HttpWire:
         self.connections = 0
         self._session: Any = None
         self._urls: dict[str, Any] = {}
+        #: Where objects were redirected to; None: to be asked for anew.
+        self._moved: dict[str, _Moved | None] = {}
         options = dict(fs.kwargs)
         self._headers: dict[str, str] = {**options.pop("headers", {}), "Accept-Encoding": "identity"}
         self._options = options
@@ -86,23 +97,58 @@ class HttpWire:
         return url
 
     async def get(self, name: str, begin: int, end: int, pinned: Identity | None, landing: Landing) -> None:
-        headers = {**self._headers, "Range": f"bytes={begin}-{end - 1}"}
-        if pinned is not None and (etag := pinned.strong_etag):
-            headers["If-Match"] = etag
+        wanted = {"Range": f"bytes={begin}-{end - 1}"}
+        etag = pinned.strong_etag if pinned is not None else ""
+        moved = self._moved.get(name)
+        if moved is not None and await self._get_moved(
+            name, moved, {**wanted, "If-Match": etag} if etag else wanted, landing, begin, end
+        ):
+            return
+        # An address that redirects may not know the tag of where it leads; the answer's own is compared all the same.
+        if etag and name not in self._moved:
+            wanted["If-Match"] = etag
+        headers = {**self._headers, **wanted}
         async with self._session.get(self._target(name), headers=headers, **self._options) as answer:
-            if answer.status == 206:
-                _refuse_encoding(answer)
-                first, last, size = content_range(answer.headers.get("Content-Range"))
-            elif answer.status == 200:
-                first, last, size = 0, _length(answer), _length(answer)
-                # The whole object is what was asked for only if it is known to fit.
-                if begin or last == UNKNOWN or last > end:
-                    answer.close()
-                    raise range_ignored(last)
-            else:
-                raise await _refusal(answer)
-            landing.answered(first, last, _identity(answer, size))
-            await _pour(answer, landing)
+            if answer.history:
+                self._remember(name, answer)
+            await _land(answer, landing, begin, end)
+
+    async def _get_moved(
+        self, name: str, moved: _Moved, wanted: Mapping[str, str], landing: Landing, begin: int, end: int
+    ) -> bool:
+        """Get a range where the object was redirected to; False: its address there has run out."""
+        try:
+            async with self._session.get(moved.url, headers={**moved.headers, **wanted}, **moved.options) as answer:
+                if answer.status not in EXPIRED:
+                    await _land(answer, landing, begin, end)
+                    return True
+                await _refusal(answer)
+        except Exception:
+            self._forget(name, moved)
+            raise
+        self._forget(name, moved)
+        return False
+
+    def _remember(self, name: str, answer: Any) -> None:
+        """Note where an object was redirected to, if it can be asked for there without showing secrets."""
+        if len(self._moved) >= MAX_URLS:
+            self._moved.clear()
+        self._moved[name] = None
+        if answer.status != 206:
+            return
+        headers = self._headers
+        options = {name: value for name, value in self._options.items() if name != "params"}  # the new URL has its own
+        if answer.url.origin() != self._target(name).origin():
+            session = self._session
+            if session.auth is not None or any(secret in session.headers for secret in SECRETS):
+                return  # aiohttp would show these to everybody
+            headers = {name: value for name, value in headers.items() if name.title() not in SECRETS}
+            options = {name: value for name, value in options.items() if name not in ("auth", "cookies")}
+        self._moved[name] = _Moved(answer.url, headers, options)
+
+    def _forget(self, name: str, moved: _Moved) -> None:
+        if self._moved.get(name) is moved:
+            self._moved[name] = None
 
     async def whole(self, name: str, limit: int, landing: Landing) -> None:
         async with self._session.get(self._target(name), headers=self._headers, **self._options) as answer:
@@ -142,6 +188,31 @@ class HttpWire:
 
     def defuse(self) -> None:
         defuse_loop(self.loop)
+
+
+class _Moved(NamedTuple):
+    """Where an object was redirected to, and what is said there."""
+
+    url: Any
+    headers: Mapping[str, str]
+    options: Mapping[str, Any]
+
+
+async def _land(answer: Any, landing: Landing, begin: int, end: int) -> None:
+    """Take the answer to a request for a range."""
+    if answer.status == 206:
+        _refuse_encoding(answer)
+        first, last, size = content_range(answer.headers.get("Content-Range"))
+    elif answer.status == 200:
+        first, last, size = 0, _length(answer), _length(answer)
+        # The whole object is what was asked for only if it is known to fit.
+        if begin or last == UNKNOWN or last > end:
+            answer.close()
+            raise range_ignored(last)
+    else:
+        raise await _refusal(answer)
+    landing.answered(first, last, _identity(answer, size))
+    await _pour(answer, landing)
 
 
 async def _pour(answer: Any, landing: Landing) -> None:

@@ -20,7 +20,7 @@ from lazystore.formats.arrow_ipc import IpcRows
 from lazystore.formats.arrow_rows import RowsSchema, require_pyarrow
 from lazystore.formats.format import BlockNames, Files, Format, Opened, Options, Place
 from lazystore.formats.litdata import parse_chunks
-from lazystore.formats.parquet_images import ParquetImages, read_parquet_footer
+from lazystore.formats.parquet_images import ParquetFooter, ParquetImages, read_parquet_footer
 
 __all__ = ["ArrowFormat", "ParquetFormat"]
 
@@ -100,6 +100,7 @@ class ParquetFormat(Format):
         for footer in found:
             if counts and sum(footer.rows) != counts[footer.name]:
                 raise FormatError(f"{footer.name} has {sum(footer.rows)} rows, the index says {counts[footer.name]}")
+        self.examine(found, options)
         rows = RowsSchema.from_arrow(found[0].schema, options.columns)
         units = [(f.rows, [s + rows.row_bytes * n for s, n in zip(f.sizes, f.rows, strict=True)]) for f in found]
         blocks = Blocks(units, share=False)
@@ -110,6 +111,9 @@ class ParquetFormat(Format):
         }
         version = _digest([(f.name, f.nbytes, f.digest, b"") for f in found])
         return _opened(self.name, place, sizes, rows, images, blocks, about, version)
+
+    def examine(self, footers: Sequence[ParquetFooter], options: Options) -> None:
+        """For formats that build on this one: refuse files by what they say about themselves, before more is made."""
 
 
 def _files(place: Place, options: Options, name: str) -> tuple[dict[str, int], dict[str, int]]:

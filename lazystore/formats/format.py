@@ -195,6 +195,7 @@ class Opened:
             ``reset_after_fork()``, if it has one, is called in forked children.
         reserved: bytes that the format keeps itself, out of the budget.
         about: what ``lazystore info`` says: plain JSON (schema, compression, ...).
+        transform: what every item goes through before the caller's own; None: nothing.
     """
 
     format: str
@@ -214,6 +215,14 @@ class Opened:
     key_index: Callable[[Any, Source, float], int] | None = None
     reserved: int = 0
     about: dict[str, Any] = field(default_factory=dict)
+    transform: Callable[[Any], Any] | None = None
+
+    def transform_before(self, further: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+        """The format's own transform, and the caller's behind it."""
+        own = self.transform
+        if own is None or further is None:
+            return own or further
+        return lambda item: further(own(item))
 
     def table_end(self, chunk: int) -> int:
         """First byte after the offset table of a chunk: where its first item may begin."""
@@ -316,6 +325,8 @@ class Format(ABC):
     name: ClassVar[str]
     #: Ends of the file names it reads, lower case (".jsonl", ".jsonl.gz"); () for formats with an index.json only.
     suffixes: ClassVar[tuple[str, ...]] = ()
+    #: Sizes in bytes of the files that are the dataset, of an instance that brings them along: nothing is listed.
+    files: Mapping[str, int] | None = None
 
     def recognises(self, index: Mapping[str, Any]) -> bool:
         """Whether this is the format's ``index.json``, of which the chunk list is left out (its key is there)."""

@@ -230,7 +230,8 @@ class StreamingDataset(TorchKind, Epochs, ReadByWorkers):
         arguments = self._recipe[1]
         memory = make_memory(opened, self._config, budget, arguments["fallback"] == "direct")
         self._opened, self._memory = opened, memory
-        self._reader = memory.attach(opened.plan, opened.counts, opened.stride, arguments["transform"])
+        transform = opened.transform_before(arguments["transform"])
+        self._reader = memory.attach(opened.plan, opened.counts, opened.stride, transform)
         self._total = self._reader.n_items
         self._get = self._reader.get
 
@@ -428,7 +429,9 @@ class StreamingDataset(TorchKind, Epochs, ReadByWorkers):
         """
         from lazystore.streaming.batches import Batches, make_sink
 
-        sink, finish = make_sink(self._opened.plan, batch_size, collate, self._recipe[1]["transform"])
+        sink, finish = make_sink(
+            self._opened.plan, batch_size, collate, self._opened.transform_before(self._recipe[1]["transform"])
+        )
         walk, items = self._walk()
         return Batches(walk, sink, batch_size, drop_last, finish, items=items)
 

@@ -46,6 +46,8 @@ class Root:
 
 def root_of(url: str, format: str | Format | None) -> Root:
     """Take a URL apart; looks at the local disk only."""
+    if isinstance(format, Format) and format.files is not None:
+        return Root(url)
     if is_local(url):
         path = local_path(url)
         head, name = os.path.split(path.rstrip("/"))
@@ -81,6 +83,8 @@ def find_place(
         DatasetNotFoundError: nothing is there.
         ConfigError: several formats lie side by side, or the one that was asked for is not there.
     """
+    if isinstance(format, Format) and format.files is not None:
+        return format, Place(source, url, format.files, b"", timeout, budget)
     if root.pattern:
         names = {root.pattern: -1} if root.named else _listed(root, url, storage_options, timeout)
         return (*_of_files(names, url, format, source, timeout, budget),)

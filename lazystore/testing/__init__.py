@@ -1,5 +1,6 @@
-"""What users and our own tests share: a local object store with latency, a bandwidth limit and
-faults, a fault-injecting filesystem, the seeded plans behind both, a clock set by hand, and the exam of new formats.
+"""What users and our own tests share: a local object store and a local hub of datasets, with latency,
+a bandwidth limit and faults, a fault-injecting filesystem, the seeded plans behind them, a clock set by
+hand, and the exam of new formats.
 
 Names are imported when first used, so that this package costs nothing until then.
 """
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lazystore.testing.filesystem import FaultyFileSystem as FaultyFileSystem
     from lazystore.testing.format_exam import FormatCase as FormatCase
     from lazystore.testing.format_exam import examine_format as examine_format
+    from lazystore.testing.hub import LocalHub as LocalHub
     from lazystore.testing.objectstore import ObjectStore as ObjectStore
     from lazystore.testing.traffic import dependent_waves as dependent_waves
 
@@ -27,6 +29,7 @@ _HOMES = {
     "FaultyFileSystem": "filesystem",
     "FileFaults": "faults",
     "FormatCase": "format_exam",
+    "LocalHub": "hub",
     "ObjectStore": "objectstore",
     "dependent_waves": "traffic",
     "examine_format": "format_exam",
@@ -39,6 +42,7 @@ __all__ = [
     "FaultyFileSystem",
     "FileFaults",
     "FormatCase",
+    "LocalHub",
     "ObjectStore",
     "dependent_waves",
     "examine_format",

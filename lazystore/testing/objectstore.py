@@ -5,7 +5,7 @@
 
 Serves folders as S3 buckets (read-only, path style) and as plain HTTP, on 127.0.0.1 only, with
 latency, a bandwidth limit and faults on demand. What it answers is in ``service.py``, how bytes
-travel in ``http_protocol.py``; this module starts it, stops it and talks to its control URLs.
+travel in ``http_protocol.py``, how the process is run in ``server_process.py``.
 Needs a POSIX system and nothing but the standard library.
 """
 
@@ -14,37 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import select
-import subprocess
 import sys
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from lazystore.config import parse_bytes
-from lazystore.errors import ClosedError, ConfigError, DatasetNotFoundError, LazyStoreError
+from lazystore.errors import ConfigError, DatasetNotFoundError, LazyStoreError
 from lazystore.testing.faults import Faults
+from lazystore.testing.server_process import ServerProcess
 
 __all__ = ["ObjectStore", "main"]
 
-CONTROL_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 5.0
 DEFAULT_LOG = 4096
-
-# What `-m lazystore.testing.objectstore` does, with the lazystore that is running here: found behind
-# the standard library and before anything installed.
-_BOOT = """
-import runpy, sys
-home = sys.argv.pop(1)
-after = [i for i, path in enumerate(sys.path) if path.endswith(("site-packages", "dist-packages"))]
-sys.path.insert(after[0] if after else len(sys.path), home)
-runpy.run_module("lazystore.testing.objectstore", run_name="__main__", alter_sys=True)
-"""
 
 Root = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
 
@@ -56,7 +38,7 @@ class _Unset:
 _UNSET: Final = _Unset()
 
 
-class ObjectStore:
+class ObjectStore(ServerProcess):
     """A local object store serving ``root``; a context manager.
 
     Args:
@@ -94,51 +76,19 @@ class ObjectStore:
         log: int = DEFAULT_LOG,
         start_timeout: float = 20.0,
     ) -> None:
-        self._arguments = _root_arguments(root)
-        self._arguments += ["--latency-ms", repr(float(latency_ms)), "--jitter", repr(float(jitter))]
-        self._arguments += ["--port", str(port), "--log", str(log)]
+        arguments = _root_arguments(root)
+        arguments += ["--latency-ms", repr(float(latency_ms)), "--jitter", repr(float(jitter))]
+        arguments += ["--port", str(port), "--log", str(log)]
         if bandwidth is not None:
-            self._arguments += ["--bandwidth", str(parse_bytes(bandwidth, name="bandwidth"))]
+            arguments += ["--bandwidth", str(parse_bytes(bandwidth, name="bandwidth"))]
         if faults is not None:
-            self._arguments += ["--faults", json.dumps(faults.to_dict())]
-        self._start_timeout = start_timeout
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
-        self._url = ""
-
-    def start(self) -> ObjectStore:
-        """Start the server process and wait until it listens; returns the store itself."""
-        if self._process is not None:
-            raise ConfigError("this ObjectStore is already started; make another one")
-        # -P: whatever lies in the working directory must not shadow the standard library.
-        package_home = str(Path(__file__).resolve().parents[2])
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, package_home, *self._arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            process_group=0,  # Ctrl-C is for the caller, who may still want to read
-        )
-        self._owner = os.getpid()
-        try:
-            self._url = _first_line(self._process, self._start_timeout)
-        except BaseException:
-            self.close()
-            raise
-        return self
+            arguments += ["--faults", json.dumps(faults.to_dict())]
+        super().__init__("lazystore.testing.objectstore", arguments, noun="object store", start_timeout=start_timeout)
 
     @property
     def url(self) -> str:
         """``http://127.0.0.1:PORT``, which is also the S3 endpoint."""
-        if not self._url:
-            raise ClosedError("the ObjectStore is not running; use it as a context manager or call start()")
-        return self._url
-
-    @property
-    def pid(self) -> int:
-        """Process id of the server."""
-        if self._process is None or not self._url:
-            raise ClosedError("the ObjectStore is not running; use it as a context manager or call start()")
-        return self._process.pid
+        return self._announced()
 
     def http_url(self, bucket: str, key: str = "") -> str:
         """URL of an object, or of a folder when ``key`` ends in "/", for any HTTP client."""
@@ -177,11 +127,11 @@ class ObjectStore:
         ``finished`` is None while under way) and ``log_dropped``, how many older ones were forgotten.
         ``lazystore.testing.dependent_waves(log)`` counts the waves in it.
         """
-        return self._control("GET", "stats")
+        return self._control(self.url, "GET", "stats")
 
     def reset(self) -> None:
         """Set all counters to zero, forget the log and start the fault plan from its beginning."""
-        self._control("POST", "reset")
+        self._control(self.url, "POST", "reset")
 
     def configure(
         self,
@@ -207,58 +157,10 @@ class ObjectStore:
             changes["bandwidth"] = None if bandwidth is None else parse_bytes(bandwidth, name="bandwidth")
         if not isinstance(faults, _Unset):
             changes["faults"] = None if faults is None else faults.to_dict()
-        self._control("POST", "configure", changes)
-
-    def _control(self, method: str, verb: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
-        # No proxy: environments that set one would send the control request elsewhere.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        body = None if method == "GET" else json.dumps(values or {}).encode()
-        request = urllib.request.Request(f"{self.url}/-/{verb}", data=body, method=method)
-        try:
-            with opener.open(request, timeout=CONTROL_TIMEOUT_S) as answer:
-                result: dict[str, Any] = json.load(answer)
-        except urllib.error.HTTPError as error:
-            with error:
-                message = error.read().decode(errors="replace").strip()
-            raise ConfigError(f"the object store at {self.url} refused {verb}: {message}") from None
-        except OSError as error:
-            raise LazyStoreError(f"the object store at {self.url} does not answer: {error}") from error
-        return result
-
-    def close(self) -> None:
-        """Stop the server; open connections are dropped. Closing twice is harmless."""
-        process, self._process = self._process, None
-        self._url = ""
-        if process is None:
-            return
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-        if os.getpid() != self._owner:
-            return  # a forked child: the server belongs to the parent
-        process.terminate()  # not only by its stdin: forked children may hold the other end open
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-    def __enter__(self) -> ObjectStore:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __reduce__(self) -> Any:
-        raise TypeError("an ObjectStore is tied to its process and cannot be pickled; send its url instead")
+        self._control(self.url, "POST", "configure", changes)
 
     def __repr__(self) -> str:
-        return f"<ObjectStore {self._url or 'not running'}>"
+        return f"<ObjectStore {self._line or 'not running'}>"
 
 
 def _root_arguments(root: Root) -> list[str]:
@@ -277,22 +179,6 @@ def _root_arguments(root: Root) -> list[str]:
 def _check_folder(folder: str | os.PathLike[str]) -> None:
     if not os.path.isdir(folder):
         raise DatasetNotFoundError(f"{os.fspath(folder)!r} is not a folder the object store could serve")
-
-
-def _first_line(process: subprocess.Popen[bytes], timeout: float) -> str:
-    """The URL the server prints once it listens."""
-    assert process.stdout is not None
-    deadline = time.monotonic() + timeout
-    line = b""
-    while not line.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
-            raise LazyStoreError(f"the object store did not start within {timeout:g} s")
-        piece = os.read(process.stdout.fileno(), 4096)
-        if not piece:
-            raise LazyStoreError("the object store ended before it listened; its stderr says why")
-        line += piece
-    return line.decode().strip()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,37 +1,37 @@
 """What the object store answers: routes, objects and their ranges, control URLs, injected faults.
 
 Settings change at run time; everything else is decided per request. Bytes are moved by
-``http_protocol.py``, documents written by ``listing.py``, files found by ``buckets.py``.
+``http_protocol.py``, heads and small bodies made in ``answers.py``, documents in ``listing.py``, files
+found by ``buckets.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import functools
 import gc
 import json
 import math
 import os
 import random
 import resource
+import signal
 import stat
 import sys
 import time
-import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lazystore.config import parse_bytes
 from lazystore.errors import ConfigError
-from lazystore.testing.buckets import Buckets, StoredObject, StoreError
+from lazystore.testing.answers import XML, bytes_answer, file_answer, json_answer, parse_target, xml_error
+from lazystore.testing.buckets import Buckets, StoreError
 from lazystore.testing.faults import Decision, FaultPlan, Faults
-from lazystore.testing.http_protocol import REASONS, Answer, Connection, Request
-from lazystore.testing.listing import error_xml, folder_html, list_buckets_xml, list_objects_xml, list_page
+from lazystore.testing.http_protocol import Answer, Connection, Request
+from lazystore.testing.listing import folder_html, list_buckets_xml, list_objects_xml, list_page
 from lazystore.testing.traffic import Pacer, Traffic
 
-__all__ = ["Buckets", "Service", "Settings", "parse_range", "serve"]
+__all__ = ["Buckets", "Service", "Settings", "serve"]
 
 HOST = "127.0.0.1"
 BACKLOG = 4096
@@ -40,7 +40,6 @@ MAX_LATENCY_MS = 600_000.0
 
 CONTROL = "/-/"
 LOCAL_NAMES = frozenset({"127.0.0.1", "localhost"})
-XML = "application/xml"
 
 #: Query names that ask an object for something other than its bytes.
 SUBRESOURCES = frozenset(
@@ -137,6 +136,16 @@ class Service:
         self._plan: FaultPlan = faults.plan()
         self._random = random.Random(faults.seed)
 
+    async def listen(self, port: int) -> str:
+        """Accept connections on 127.0.0.1; returns the URL.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Connection(self), HOST, port, backlog=BACKLOG)
+        return f"http://{HOST}:{self._server.sockets[0].getsockname()[1]}"
+
     # -- what connections call
 
     def arrived(self, request: Request) -> float:
@@ -162,7 +171,7 @@ class Service:
             else:
                 answer = self._with_fault(request)
         except StoreError as error:
-            answer = _error(request, error)
+            answer = xml_error(request, error)
         if request.record is not None:
             self.traffic.status(request.record, 0 if answer.silent else int(answer.head[9:12]))
         return answer
@@ -185,7 +194,7 @@ class Service:
         try:
             answer = self._route(request)
         except StoreError as error:
-            answer = _error(request, error)
+            answer = xml_error(request, error)
         if fault.kind in ("cut", "stall"):
             answer.ending = fault.kind
             length = answer.end - answer.begin
@@ -202,11 +211,11 @@ class Service:
     def _control(self, request: Request) -> Answer:
         verb = request.target[len(CONTROL) :]
         if (request.method, verb) == ("GET", "stats"):
-            return _json(request, self.traffic.snapshot())
+            return json_answer(request, self.traffic.snapshot())
         if (request.method, verb) == ("POST", "reset"):
             self.traffic.reset(asyncio.get_running_loop().time())
             self._restart_faults()
-            return _json(request, {})
+            return json_answer(request, {})
         if (request.method, verb) == ("POST", "configure"):
             try:
                 values = json.loads(request.body)
@@ -214,10 +223,10 @@ class Service:
                     raise ConfigError("send a JSON object of settings")
                 self.configure(values)
             except (ValueError, TypeError) as error:  # ConfigError is a ValueError
-                return _answer(request, 400, f"{error}\n".encode(), "text/plain; charset=utf-8")
-            return _json(request, {})
+                return bytes_answer(request, 400, f"{error}\n".encode(), "text/plain; charset=utf-8")
+            return json_answer(request, {})
         message = "known: GET /-/stats, POST /-/reset, POST /-/configure\n"
-        return _answer(request, 404, message.encode(), "text/plain")
+        return bytes_answer(request, 404, message.encode(), "text/plain")
 
     def _route(self, request: Request) -> Answer:
         if request.method not in ("GET", "HEAD"):
@@ -227,7 +236,7 @@ class Service:
             raise StoreError(400, "InvalidURI", "The path is not percent-encoded UTF-8")
         bucket, _, key = path[1:].partition("/")
         if path == "/":
-            return _answer(request, 200, list_buckets_xml(self._buckets.names()), XML)
+            return bytes_answer(request, 200, list_buckets_xml(self._buckets.names()), XML)
         if key and not key.endswith("/"):
             if not SUBRESOURCES.isdisjoint(query):
                 raise StoreError(501, "NotImplemented", "Only the bytes of an object are served")
@@ -239,16 +248,16 @@ class Service:
                 key += "/"
         if query.get("list-type") == "2" and not key:
             page = list_page(self._buckets, bucket, query)
-            return _answer(request, 200, list_objects_xml(bucket, query, page), XML)
+            return bytes_answer(request, 200, list_objects_xml(bucket, query, page), XML)
         if query:
             raise StoreError(501, "NotImplemented", "A bucket answers ListObjectsV2 (list-type=2) only")
         if request.method == "HEAD" and not key:
             self._buckets.folder(bucket)
-            return _answer(request, 200, b"", XML, "x-amz-bucket-region: us-east-1\r\n")
+            return bytes_answer(request, 200, b"", XML, "x-amz-bucket-region: us-east-1\r\n")
         if request.method == "HEAD" or not self._buckets.is_folder(bucket, key):
             raise StoreError(404, "NoSuchKey", "The specified key does not exist.")
         entries = self._buckets.keys(bucket, prefix=key, shallow=True)
-        return _answer(request, 200, folder_html(bucket, key, entries), "text/html; charset=utf-8")
+        return bytes_answer(request, 200, folder_html(bucket, key, entries), "text/html; charset=utf-8")
 
     def _wants_folder(self, request: Request, bucket: str, key: str) -> bool:
         """Whether a plain HTTP client walks through links, having dropped the "/" of a folder's.
@@ -264,7 +273,7 @@ class Service:
     def _object(self, request: Request, bucket: str, key: str) -> Answer:
         stored = self._buckets.open(bucket, key)
         try:
-            answer = _object_answer(request, stored)
+            answer = file_answer(request, stored)
         except StoreError:
             stored.release()
             raise
@@ -275,117 +284,11 @@ class Service:
         return answer
 
 
-def _object_answer(request: Request, stored: StoredObject) -> Answer:
-    headers = request.headers
-    match, none_match = headers.get("if-match"), headers.get("if-none-match")
-    identity = f"ETag: {stored.etag}\r\nLast-Modified: {stored.last_modified}\r\n"
-    if match is not None and not names_etag(match, stored.etag):
-        raise StoreError(412, "PreconditionFailed", "At least one of the preconditions did not hold")
-    if none_match is not None and names_etag(none_match, stored.etag):
-        return Answer(_head(request, 304, None, "", identity))
-    begin, end, status = 0, stored.size, 200
-    wanted = headers.get("range")
-    if wanted and headers.get("if-range", stored.etag) in (stored.etag, stored.last_modified):
-        found = parse_range(wanted, stored.size)
-        if found is not None:
-            (begin, end), status = found, 206
-            identity += f"Content-Range: bytes {begin}-{end - 1}/{stored.size}\r\n"
-    identity += "Accept-Ranges: bytes\r\n"
-    head = _head(request, status, end - begin, "application/octet-stream", identity)
-    if request.method == "HEAD":
-        return Answer(head)
-    return Answer(head, file=stored, begin=begin, end=end)
-
-
-def parse_range(text: str, size: int) -> tuple[int, int] | None:
-    """The half-open range that a Range header means; None when it is to be ignored (as several ranges are).
-
-    Raises:
-        StoreError: 416, nothing of the range lies within ``size`` bytes.
-    """
-    unit, _, spec = text.partition("=")
-    first, dash, last = spec.strip().partition("-")
-    first, last = first.strip(), last.strip()
-    if unit.strip().lower() != "bytes" or not dash or not (first or last):
-        return None
-    if not all(part.isascii() and part.isdigit() and len(part) < 20 for part in (first, last) if part):
-        return None
-    if not first:
-        begin, end = max(0, size - int(last)), size
-    else:
-        begin = int(first)
-        end = min(int(last) + 1, size) if last else size
-        if last and int(last) < begin:
-            return None
-    if begin >= size:
-        raise StoreError(416, "InvalidRange", f"The requested range is not satisfiable; size {size}")
-    return begin, end
-
-
-def names_etag(header: str, etag: str) -> bool:
-    """Whether an If-Match or If-None-Match header names ``etag``; quotes may be missing."""
-    wanted = etag.strip('"')
-    return any(
-        part == "*" or part.removeprefix("W/").strip('"') == wanted
-        for part in (piece.strip() for piece in header.split(","))
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def parse_target(target: str) -> tuple[str, Mapping[str, str]]:
-    """Decoded path and query of a request target; ("", {}) when it cannot be decoded."""
-    if not target.startswith("/"):
-        scheme, _, rest = target.partition("://")
-        target = "/" + rest.partition("/")[2] if scheme in ("http", "https") else ""
-    path, _, query = target.partition("?")
-    try:
-        # Targets are read as latin-1; bytes beyond ASCII are raw UTF-8.
-        raw = urllib.parse.unquote_to_bytes(path.encode("latin-1"))
-        pairs = urllib.parse.parse_qsl(query, keep_blank_values=True, errors="strict")
-        return raw.decode(), dict(pairs)
-    except ValueError:
-        return "", {}
-
-
-# -- heads and small bodies
-
-
-@functools.lru_cache(maxsize=1)
-def _date(second: int) -> str:
-    return email.utils.formatdate(second, usegmt=True)
-
-
-def _head(request: Request, status: int, length: int | None, kind: str, more: str = "") -> bytes:
-    lines = f"HTTP/1.1 {status} {REASONS[status]}\r\nDate: {_date(int(time.time()))}\r\n{more}"
-    if length is not None:
-        lines += f"Content-Type: {kind}\r\nContent-Length: {length}\r\n"
-    if not request.keep_alive:
-        lines += "Connection: close\r\n"
-    return f"{lines}\r\n".encode("latin-1")
-
-
-def _answer(request: Request, status: int, body: bytes, kind: str, more: str = "") -> Answer:
-    head = _head(request, status, len(body), kind, more)
-    return Answer(head, b"" if request.method == "HEAD" else body)
-
-
-def _json(request: Request, values: Mapping[str, Any]) -> Answer:
-    return _answer(request, 200, json.dumps(values).encode(), "application/json")
-
-
-def _error(request: Request, error: StoreError) -> Answer:
-    resource_name = parse_target(request.target)[0]
-    more = ""
-    if error.status == 416:
-        more = f"Content-Range: bytes */{error.message.rpartition(' ')[2]}\r\n"
-    return _answer(request, error.status, error_xml(error, resource_name), XML, more)
-
-
 # -- the process
 
 
 def serve(service: Service, port: int) -> None:
-    """Listen on 127.0.0.1, print the URL, and run until interrupted or orphaned.
+    """Listen on 127.0.0.1, print the URL, and run until interrupted, terminated or orphaned.
 
     When stdin is a pipe, its end or that of the parent process ends the server.
 
@@ -401,7 +304,7 @@ def serve(service: Service, port: int) -> None:
 
 async def _run(service: Service, port: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(service), HOST, port, backlog=BACKLOG)
+    url = await service.listen(port)
     stopped = asyncio.Event()
     parent = os.getppid()
 
@@ -415,14 +318,14 @@ async def _run(service: Service, port: int) -> None:
             loop.remove_reader(0)
             stopped.set()
 
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
     mode = os.fstat(0).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
         loop.add_reader(0, watch_stdin)
         watch_parent()
     gc.freeze()
-    print(f"http://{HOST}:{server.sockets[0].getsockname()[1]}", flush=True)
+    print(url, flush=True)
     await stopped.wait()
-    server.close()
 
 
 def _raise_descriptor_limit() -> None:

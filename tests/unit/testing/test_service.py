@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from lazystore.errors import ConfigError
 from lazystore.testing import Faults
+from lazystore.testing.answers import names_etag, parse_range, parse_target
 from lazystore.testing.buckets import Buckets, StoreError
-from lazystore.testing.service import Service, Settings, names_etag, parse_range, parse_target
+from lazystore.testing.service import Service, Settings
 
 DATA = bytes(range(100))
 

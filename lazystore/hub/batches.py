@@ -1,0 +1,480 @@
+"""`Batches`: the samples of a stream in numbered batches, each read once for all who want it, some kept.
+
+Here: which batches are held, who reads the next samples of one, and by which of the open lines. How a read that
+failed is repeated is ``recovery``'s, what a pass holds ahead ``passes``'s.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Any, NamedTuple
+
+from lazystore._core.cache_map import CacheMap
+from lazystore._core.weigh import weigh
+from lazystore.errors import ClosedError, ItemIndexError, LoadTimeoutError
+from lazystore.hub.feed import Mark
+from lazystore.hub.fresh import DEEP, SHARED, depth_of, fresh
+from lazystore.hub.recovery import Line, Recovery
+
+__all__ = ["Batches", "Part"]
+
+#: Samples of a batch, at most.
+BATCH = 64
+#: Lines that stay open though no pass follows them.
+SPARE = 4
+#: What the map's limit stands for: all of the memory, or all of ``cache_size``, whichever a batch takes more of.
+WHOLE = 1 << 40
+#: A batch takes at most this share of the cache, or it is cut smaller.
+SHARE = 8
+
+
+class Part(NamedTuple):
+    """Some samples in a row, to be handed out.
+
+    ``depth`` is how deep they have to be copied for that (``fresh``), ``mark`` of the nearest entry before them.
+    """
+
+    first: int
+    samples: list[Any]
+    depth: int
+    nbytes: int
+    mark: Mark | None
+
+    @property
+    def stop(self) -> int:
+        return self.first + len(self.samples)
+
+
+class _Batch:
+    """Samples ``first .. limit - 1``, as far as they are read; ``done`` when no more are to come."""
+
+    __slots__ = ("busy", "depth", "done", "error", "first", "limit", "line", "mark", "nbytes", "samples")
+
+    def __init__(self, first: int, limit: int) -> None:
+        self.first, self.limit = first, limit
+        self.samples: list[Any] = []
+        self.nbytes = 0
+        self.depth = SHARED
+        self.mark: Mark | None = None
+        self.line: Line | None = None
+        self.busy = self.done = False
+        self.error: Exception | None = None
+
+    def covers(self, position: int) -> bool:
+        """Whether a position is to be had here: read already, being read, or known not to come."""
+        return position < self.limit and (
+            self.busy or self.done or self.error is not None or len(self.samples) > position - self.first
+        )
+
+    def part(self, position: int, most: int) -> Part:
+        at = position - self.first
+        whole = not at and self.done and len(self.samples) <= most  # then the list grows no more
+        samples = self.samples if whole else self.samples[at : at + most]
+        return Part(position, samples, self.depth, self.nbytes * len(samples) // len(self.samples), self.mark)
+
+
+class Batches:
+    """Batches of what a :class:`Recovery` reads.
+
+    A batch is read by whoever wants its next samples first; others wait for those. What is read is kept while there
+    is room: then a tenth goes on with what comes, and the rest stays for the next pass (a pass over more than the
+    cache holds would otherwise find nothing of it again).
+
+    Parameters:
+        recovery: where samples come from.
+        cache_size: samples that are kept at most; memory: bytes of them.
+        timeout: seconds that somebody waits for samples another one reads.
+        origin: where a batch begins: there a resumed pass can enter.
+
+    Threads: any. Fork: make new ones. Memory: what is kept, the batch read last, and those that are being read.
+    """
+
+    def __init__(self, recovery: Recovery, *, cache_size: int, memory: int, timeout: float, origin: int = 0) -> None:
+        self.recovery = recovery
+        self.length = recovery.feed.length
+        self.closed = ""
+        self.reread = self.hits = self.misses = self.samples_held = 0
+        self.nbytes = self.peak = 0
+        self._limits = (cache_size, memory)
+        self._timeout = timeout
+        self._origin = origin
+        self._size = max(1, min(BATCH, cache_size // 8))
+        self._turn = threading.Condition(threading.Lock())
+        self._released: deque[object] = deque()
+        self._seeking = threading.Lock()
+        self._cache = CacheMap(WHOLE)
+        self._open: dict[int, _Batch] = {}
+        self._last: _Batch | None = None
+        self._lines: list[Line] = []
+        self._ticks = 0
+        self._reached = 0
+
+    # -- for passes ---------------------------------------------------------------------
+
+    def ready(self, position: int, most: int = BATCH) -> Part | None:
+        """The samples from ``position`` on that are here, if any are; at most so many."""
+        with self._turn:
+            self._check()
+            batch = self._find((position - self._origin) // self._size)
+            if batch is None or len(batch.samples) <= position - batch.first:
+                return None
+            part = batch.part(position, most)
+            self.hits += len(part.samples)
+            return part
+
+    def part(self, position: int, owner: object, most: int = BATCH) -> Part | None:
+        """The next samples from ``position`` on, read if need be; None at the end.
+
+        Parameters:
+            owner: the pass that asks: the line that it follows is left to it.
+            most: samples at most.
+
+        Raises:
+            LoadTimeoutError: another one reads them, and nothing has come for ``timeout`` seconds.
+            What reading raises.
+        """
+        batch: _Batch | None = None
+        asked = False
+        while True:
+            with self._turn:
+                self._check()
+                if batch is None or not batch.covers(position):
+                    batch = self._wanted(position)
+                if batch is None:
+                    return None
+                if len(batch.samples) > position - batch.first:
+                    return self._counted(batch.part(position, most), asked)
+                if batch.error is not None:
+                    raise batch.error
+                if batch.done:
+                    return None
+                asked = True
+                if batch.busy:
+                    self._await(batch)
+                    continue
+                batch.busy = True
+            try:
+                self._advance(batch, owner)
+            finally:
+                with self._turn:
+                    batch.busy = False
+                    self._turn.notify_all()
+
+    def _counted(self, part: Part, asked: bool) -> Part:
+        if asked:
+            self.misses += len(part.samples)
+        else:
+            self.hits += len(part.samples)
+        return part
+
+    def _await(self, batch: _Batch) -> None:
+        """Until the one who reads this batch has more of it."""
+        had = len(batch.samples)
+        until = time.monotonic() + self._timeout
+        while batch.busy and len(batch.samples) == had and not self.closed:
+            if not self._turn.wait(until - time.monotonic()) and time.monotonic() >= until:
+                raise LoadTimeoutError(
+                    f"{self.recovery.feed.name}: sample {batch.first + had} has not come for "
+                    f"{self._timeout} s; raise timeout= if the source is that slow"
+                )
+
+    def release(self, owner: object) -> None:
+        """This pass wants no more: its line is anybody's. May be called by the garbage collector, anywhere."""
+        self._released.append(owner)
+        if self._turn.acquire(blocking=False):  # else whoever is next does it
+            try:
+                spare = self._free()
+            finally:
+                self._turn.release()
+            _close(spare)
+
+    def _free(self) -> list[Line]:
+        while self._released:
+            owner = self._released.popleft()
+            for line in self._lines:
+                if line.owner is owner:
+                    line.owner = None
+        return self._trim()
+
+    # -- by number ----------------------------------------------------------------------
+
+    def get(self, index: int) -> Any:
+        """A copy of one sample: from the cache, else read: on from the nearest line before it, or anew.
+
+        Raises:
+            ItemIndexError: it is beyond the end.
+        """
+        part = self.ready(index, 1)
+        if part is None:
+            if not self._seeking.acquire(timeout=self._timeout):  # or each of many threads would open a line
+                raise LoadTimeoutError(f"{self.recovery.feed.name}: others have been reading for {self._timeout} s")
+            try:
+                part = self.part(index, None, 1)
+            finally:
+                self._seeking.release()
+        if part is None:
+            raise ItemIndexError(f"{self.recovery.feed.name}: sample {index} is beyond the end: it has {self.length}")
+        sample = part.samples[0]
+        return sample if part.depth == SHARED else fresh(sample)
+
+    def holds(self, index: int) -> bool:
+        """Whether a sample is here."""
+        with self._turn:
+            batch = self._find((index - self._origin) // self._size, peek=True)
+            return batch is not None and len(batch.samples) > index - batch.first
+
+    @property
+    def reached(self) -> int:
+        """The number of the first sample that was never read."""
+        return self._reached
+
+    def align(self, origin: int) -> None:
+        """Let a batch begin there, if none has been made yet."""
+        with self._turn:
+            if not self._reached and not self._open:
+                self._origin = origin % self._size
+
+    def forget(self) -> None:
+        """Keep nothing of what was read."""
+        with self._turn:
+            self._cache.clear()
+            self._last = None
+            self.samples_held = self.nbytes = 0
+
+    # -- what is here -------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self.closed:
+            raise ClosedError(self.closed)
+
+    def _find(self, number: int, *, peek: bool = False) -> _Batch | None:
+        last = self._last
+        if last is not None and last.first == max(0, self._origin + number * self._size):
+            if not peek:
+                self._cache.get(number)  # it counts as asked for
+            return last
+        found: _Batch | None = self._cache.peek(number) if peek else self._cache.get(number)
+        return self._open.get(number) if found is None else found
+
+    def _wanted(self, position: int) -> _Batch | None:
+        """The batch of a position, new if it is not here; None beyond the end."""
+        number = (position - self._origin) // self._size
+        batch = self._find(number)
+        if batch is None:
+            if self.length is not None and position >= self.length:
+                return None
+            first = self._origin + number * self._size
+            batch = self._open[number] = _Batch(max(0, first), first + self._size)
+        return batch
+
+    def _keep(self, batch: _Batch) -> None:
+        """A batch is complete: it goes to the cache."""
+        number = (batch.first - self._origin) // self._size
+        if self._open.get(number) is not batch:
+            return  # it was read for another's sake, or the batches have become smaller meanwhile
+        del self._open[number]
+        if not batch.samples:
+            return
+        self._last = batch
+        size, memory = self._limits
+        nbytes = batch.nbytes + weigh(batch.mark)
+        weight = max(-(-nbytes * WHOLE // memory), -(-len(batch.samples) * WHOLE // size), 1)
+        if weight > WHOLE:
+            return
+        room = self._cache.weight + weight <= WHOLE
+        gone = self._cache.put(number, batch, weight, probation=not room)
+        for _, old in gone:
+            self.samples_held -= len(old.samples)
+            self.nbytes -= old.nbytes
+        self.samples_held += len(batch.samples)
+        self.nbytes += batch.nbytes
+        self.peak = max(self.peak, self.nbytes)
+
+    def _cut_smaller(self, batch: _Batch) -> None:
+        """Samples are large: batches of fewer from now on, of which the cache holds several."""
+        fit = self._limits[1] // SHARE * len(batch.samples) // batch.nbytes
+        self._size = max(1, min(fit, self._size // 2))
+        self._cache.clear()
+        self._open.clear()
+        self._last = None
+        self.samples_held = self.nbytes = 0
+        self._origin = batch.first % self._size
+        batch.limit = batch.first + max(self._size, len(batch.samples))
+
+    # -- reading ------------------------------------------------------------------------
+
+    def _advance(self, batch: _Batch, owner: object) -> None:
+        """Read the next samples of a batch, by the line that is at it or that is sent there."""
+        try:
+            line = batch.line or self._send_line(batch, owner)
+            if line is not None:
+                self._read(line, batch)
+        except BaseException as error:
+            with self._turn:
+                batch.error = error if isinstance(error, Exception) else None
+                self._forget(batch)
+            raise
+
+    def _read(self, line: Line, batch: _Batch) -> None:
+        """One take of a line into its batch."""
+        if not batch.samples:
+            batch.mark = line.mark() or self.recovery.marks.nearest(batch.first)
+        got = line.take(batch.limit - line.position, self._limits[1] // SHARE)
+        nbytes = weigh(got) if got else 0
+        depth = depth_of(got) if got and batch.depth != DEEP else batch.depth
+        line.weighed(nbytes, len(got))
+        with self._turn:
+            self._reached = max(self._reached, line.position)
+            batch.samples += got
+            batch.depth = max(batch.depth, depth)
+            batch.nbytes += nbytes
+            if not got:
+                self.length = line.position
+            elif batch.nbytes > self._limits[1] // SHARE and self._size > 1:
+                self._cut_smaller(batch)
+            batch.done = not got or batch.first + len(batch.samples) >= batch.limit
+            if batch.done:
+                batch.line = line.batch = None
+                self._keep(batch)
+            over = not got or bool(self.closed)
+            if over and line in self._lines:
+                self._lines.remove(line)
+        if over:
+            line.close()
+
+    def _forget(self, batch: _Batch) -> None:
+        """Reading it failed, or was given up: whoever wants it begins anew."""
+        for number in [number for number, each in self._open.items() if each is batch]:
+            del self._open[number]
+        line, batch.line = batch.line, None
+        if line is not None and line in self._lines:
+            self._lines.remove(line)
+            line.close()
+
+    def _send_line(self, batch: _Batch, owner: object) -> Line | None:
+        """A line that stands at a batch: one that does, one from before that is moved, or a new one.
+
+        None: the source ends before it.
+        """
+        start = batch.first + len(batch.samples)
+        with self._turn:
+            line = self._nearest(start, owner)
+            mark = self.recovery.marks.nearest(start)
+            base = 0 if mark is None else mark.position
+            if line is None or (line.position < base and self.recovery.feed.again):
+                line = Line(self.recovery, start)
+                self._lines.append(line)
+            else:
+                base = line.position
+            self.reread += max(0, min(start, self._reached) - base)
+            self._ticks += 1
+            line.owner, line.tick = owner, self._ticks
+            unfinished, line.batch, line.busy = line.batch, None, True
+            spare = self._free()
+        _close(spare)
+        there = False
+        try:
+            there = self._move(line, start, unfinished)
+        finally:
+            with self._turn:
+                line.busy = False
+                if there:
+                    line.batch, batch.line = batch, line
+                elif line in self._lines:
+                    self._lines.remove(line)
+        if there:
+            return line
+        line.close()
+        with self._turn:
+            batch.done = True
+            self._keep(batch)
+        return None
+
+    def _nearest(self, start: int, owner: object) -> Line | None:
+        """The line at ``start``, else the last before it that no other pass follows."""
+        best: Line | None = None
+        for line in self._lines:
+            if line.position > start or line.taken:
+                continue
+            if line.position == start and line.batch is None:
+                return line
+            if line.owner not in (None, owner) and self.recovery.feed.again:
+                continue
+            if best is None or line.position > best.position:
+                best = line
+        return best
+
+    def _move(self, line: Line, start: int, unfinished: _Batch | None) -> bool:
+        """Read on until ``start``; whole batches on the way are kept. Whether there is so much."""
+        while line.position < start:
+            with self._turn:
+                self._check()
+                batch = unfinished or self._on_the_way(line.position, start)
+                unfinished = None
+                batch.busy = True
+            try:
+                while not batch.done:
+                    self._read(line, batch)
+            except BaseException:
+                with self._turn:
+                    self._forget(batch)
+                raise
+            finally:
+                with self._turn:
+                    batch.busy = False
+                    self._turn.notify_all()
+            if self.length == line.position and len(batch.samples) < batch.limit - batch.first:
+                return False
+        return True
+
+    def _on_the_way(self, position: int, start: int) -> _Batch:
+        """The batch at a position; one that nobody will find, where it is here already or is not whole."""
+        number = (position - self._origin) // self._size
+        limit = self._origin + (number + 1) * self._size
+        batch = _Batch(position, min(limit, start))
+        begins = position == max(0, self._origin + number * self._size)
+        if begins and limit <= start and number not in self._cache and number not in self._open:
+            self._open[number] = batch
+        return batch
+
+    def _trim(self) -> list[Line]:
+        """Spare lines beyond the limit; they are out of the table, and to be closed where no lock is held."""
+        if not self.recovery.feed.again:
+            return []  # there will be no other
+        spare = [line for line in self._lines if line.owner is None and not line.taken]
+        spare.sort(key=_tick)
+        gone = spare[: max(0, len(spare) - SPARE)]
+        for line in gone:
+            if line.batch is not None:
+                self._forget(line.batch)
+            if line in self._lines:
+                self._lines.remove(line)
+        return gone
+
+    # -- life ---------------------------------------------------------------------------
+
+    def close(self, why: str) -> None:
+        """Hold nothing any more; what is being read ends with that."""
+        with self._turn:
+            if self.closed:
+                return
+            self.closed = why
+            idle = [line for line in self._lines if not line.taken]
+            self._lines.clear()
+            self._cache.clear()
+            self._open.clear()
+            self._last = None
+            self.samples_held = self.nbytes = 0
+            self._turn.notify_all()
+        _close(idle)
+
+
+def _tick(line: Line) -> int:
+    return line.tick
+
+
+def _close(lines: list[Line]) -> None:
+    for line in lines:
+        line.close()

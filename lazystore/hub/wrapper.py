@@ -1,0 +1,506 @@
+"""`StreamingDatasetWrapper`: any source of samples, streamed, cached and read ahead inside a bound.
+
+Here: arguments, whose part is read, states and the public surface. Sources are ``sources``' and ``hub_name``'s, what is
+kept ``batches``', a pass ``passes``', failures ``recovery``'s.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count as count_from
+from types import TracebackType
+from typing import Any, Self
+
+from lazystore.cache.locks import forkable_rlock
+from lazystore.cache.retries import Retries
+from lazystore.config import default_memory, parse_bytes, seconds, whole
+from lazystore.errors import ClosedError, ConfigError, ItemIndexError, UnsupportedError
+from lazystore.hub.batches import Batches
+from lazystore.hub.entry import BEGINNING, Entry, parse, to_json_dict
+from lazystore.hub.feed import Feed
+from lazystore.hub.passes import Course, Pass, Progress
+from lazystore.hub.reader import Reader
+from lazystore.hub.recovery import OnError, Recovery, transient
+from lazystore.hub.sources import feed_of
+from lazystore.streaming.topology import detect, worker
+from lazystore.streaming.torch_kind import TorchKind
+
+__all__ = ["StreamingDatasetWrapper"]
+
+#: Before try n + 1 a random time below ``RETRY_S * 2**(n-1)`` seconds is waited, at most ``RETRY_CAP_S``.
+RETRY_S, RETRY_CAP_S = 0.25, 5.0
+#: What a forked child finds of its parent's: never closed there, for the connections are the parent's.
+_inherited: list[object] = []
+
+
+class StreamingDatasetWrapper(TorchKind):
+    """Samples of any source, streamed: cached, read ahead, retried and resumable.
+
+    Parameters:
+        source: a hub name (``"org/name"``), a ``datasets.IterableDataset`` or ``Dataset``, a
+            :class:`~lazystore.StreamingDataset`, a :class:`~lazystore.LazyStore`, a sequence, any iterable, or a
+            function that makes one of these.
+        cache_size: samples of a stream that are kept at most, at least 1; as many are read ahead by a pass at most.
+        memory: bytes (``"64MB"``, or an int) for what is kept (half of it) and read ahead (the other half); of a hub
+            name that is read directly: the budget of its reader. Default: 256 MiB, or a quarter of the memory limit.
+        prefetch: ``"auto"``: a thread of the pass reads ahead, further each time the reader had to wait; a number of
+            samples; 0, False or None: samples are read where they are asked for.
+        on_error: what happens when reading fails in the end: ``"raise"``; ``"fallback"``: a hub name goes on, from the
+            same sample, through ``datasets`` streaming, then by download; or a function of the error and the position,
+            which gives an iterable of the samples that go on there, or raises. Whatever took over stays until another
+            epoch is set or a state loaded, and is counted in :meth:`stats`.
+        transform: applied to every sample when it is handed out, in the thread that gets it; what is cached is what
+            the source gave.
+        config, split, columns, revision, token, via, streaming: of hub names; see
+            :func:`lazystore.hub.sources.feed_of`.
+        timeout: seconds for one read with all its retries, and for a wait that sees nothing come.
+        retries: of a read that fails with what may pass (connections, timeouts, overload), before it has failed.
+
+    What keeps its samples by itself (``StreamingDataset``, ``LazyStore``, ``Dataset``, sequences, hub names that are
+    read directly) is handed through: no cache, no thread. Everything else is read in batches, each once for all who
+    want it. Samples handed out are the caller's to change: dicts, lists, arrays, tensors and images are copies.
+
+    Raises:
+        ConfigError: an argument that cannot work; what opening the source raises.
+
+    Threads: any. One pass may be shared by threads: each sample goes to one; every ``iter()`` is a pass of its own with
+    all samples. Fork: a child begins with nothing open, and a pass it finds goes on where it was. Spawn, pickling: by
+    source and arguments, epoch and loaded state. Torch: an ``IterableDataset`` whose workers and ranks share the
+    samples, or map-style with a sampler. Interpreter exit: threads end, at most seconds are waited for them. Memory:
+    ``memory``, one batch being read, and the samples handed out; samples are weighed, not measured.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        cache_size: int = 1000,
+        memory: int | str | None = None,
+        prefetch: int | str | bool | None = "auto",
+        on_error: OnError = "raise",
+        transform: Callable[[Any], Any] | None = None,
+        config: str | None = None,
+        split: str = "train",
+        columns: Sequence[str] | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        via: str = "auto",
+        streaming: bool = True,
+        timeout: float = 60.0,
+        retries: int = 3,
+    ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "source")}
+        self._recipe = (source, arguments)
+        self._cache_size = whole("cache_size", cache_size, hint="samples to keep; 1 keeps next to nothing")
+        self._memory = default_memory() if memory is None else parse_bytes(memory)
+        self._ahead = _ahead_of(prefetch, self._cache_size)
+        if not callable(on_error) and on_error not in ("raise", "fallback"):
+            raise ConfigError(f"on_error={on_error!r} is not 'raise', 'fallback' or a function of error and position")
+        if transform is not None and not callable(transform):
+            raise ConfigError(f"transform={transform!r} is not a function of a sample")
+        self._transform, self._on_error = transform, on_error
+        self._timeout = seconds("timeout", timeout)
+        self._attempts = 1 + whole("retries", retries, least=0)
+        self._feed = feed_of(
+            source, config=config, split=split, columns=columns, revision=revision, token=token, via=via,
+            streaming=streaming, memory=self._memory, timeout=self._timeout, retries=retries,
+        )  # fmt: skip
+        self._lock = forkable_rlock()
+        self._warned = False
+        self._closed = False
+        self._epoch = self._feed_epoch = self._feed.epoch
+        self._entry = BEGINNING
+        self._latest: tuple[Progress, Reader, tuple[int, int]] | None = None
+        self._fallbacks: list[dict[str, Any]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._stop = threading.Event()
+        self._readers: dict[tuple[int, int], Reader] = {}
+        self._passes: weakref.WeakSet[Pass] = weakref.WeakSet()
+        # Not at exit: there is nothing to give back then.
+        weakref.finalize(self, _shut, self._stop, self._readers, self._feed, self._pid).atexit = False
+
+    def _here(self) -> None:
+        """In a forked child: begin with nothing open."""
+        if self._pid != os.getpid():
+            _inherited.append((self._readers, self._stop))
+            self._begin()
+        if self._closed:
+            raise ClosedError(f"{self._feed.name}: this wrapper is closed; make a new one")
+
+    # -- readers ------------------------------------------------------------------------
+
+    def _reader(self, part: tuple[int, int] = (0, 1)) -> Reader:
+        """Who reads the samples for one of so many readers."""
+        self._here()
+        with self._lock:
+            found = self._readers.get(part)
+            if found is None:
+                feed = self._feed if part[1] == 1 else self._feed.share(*part)
+                if feed is None:
+                    found = self._reader()
+                else:
+                    shared = max(1, worker()[1])
+                    found = Reader(
+                        self._recovery(feed), whole=part[1] == 1, cache_size=max(1, self._cache_size // shared),
+                        memory=max(1, self._memory // shared // 2), timeout=self._timeout,
+                    )  # fmt: skip
+                self._readers[part] = found
+            return found
+
+    def _recovery(self, feed: Feed) -> Recovery:
+        retries = Retries(self._attempts, base_s=RETRY_S, cap_s=RETRY_CAP_S, retryable=transient)
+        stop, name = self._stop, feed.name
+
+        def pause(delay: float) -> None:
+            if stop.wait(delay):
+                raise ClosedError(f"{name}: closed while it was read")
+
+        return Recovery(feed, retries=retries, timeout=self._timeout, on_error=self._on_error, pause=pause)
+
+    def _part(self) -> tuple[int, int]:
+        """This process among all that share the samples: its number, and how many."""
+        rank, world = detect()
+        number, workers = worker()
+        workers = max(1, workers)
+        return rank * workers + number, world * workers
+
+    def __iter__(self) -> Pass:
+        """A pass over this reader's part of the samples: all of them, but for ranks and DataLoader workers.
+
+        It begins at a loaded state's position until a pass has come to its end, or another epoch is set.
+        """
+        part = self._part()
+        reader = self._reader(part)
+        with self._lock:
+            entry = self._present()
+            if entry.part != part and entry.position:
+                if entry.part[1] > 1 or part[1] > 1 and not reader.whole:
+                    raise ConfigError(
+                        f"the state that was loaded is that of reader {entry.part[0]} of {entry.part[1]}, and this is "
+                        f"reader {part[0]} of {part[1]} (ranks and workers): load it where it was taken"
+                    )
+            if entry.mark is not None:
+                reader.enter_at(entry.mark)
+            progress = Progress(entry.position, self.epoch, entry.mark)
+            offset, step = part if part[1] > 1 and reader.whole else (0, 1)
+            ahead, adaptive = self._ahead
+            course = Course(
+                reader.supply(entry.position), progress, step=step, offset=offset, ahead=ahead, adaptive=adaptive,
+                room=self._room, timeout=self._timeout, name=reader.feed.name,
+            )  # fmt: skip
+            found = Pass(self, course, self._transform)
+            self._latest = (progress, reader, part)
+            self._passes.add(found)
+            return found
+
+    @property
+    def _room(self) -> Callable[[], int]:
+        memory = max(1, self._memory // max(1, worker()[1])) // 2
+        passes = self._passes
+        return lambda: memory // max(1, len(passes))
+
+    def _adopt(self, course: Course) -> None:
+        """A pass of the parent goes on in this child."""
+        reader = self._reader(self._part())
+        course.after_fork(reader.supply(course.progress.stop))
+
+    # -- samples by number --------------------------------------------------------------
+
+    @property
+    def length(self) -> int | None:
+        """Samples of a pass over everything; None while it is not known: a stream tells it at its end."""
+        if self._feed.length is not None:
+            return self._feed.length
+        reader = self._readers.get((0, 1))
+        return None if reader is None or reader.batches is None else reader.batches.length
+
+    def __len__(self) -> int:
+        """Samples of a pass on this rank, over all of its workers.
+
+        Raises:
+            TypeError: not known.
+        """
+        length = self.length
+        if length is None:
+            raise TypeError(
+                f"{self._feed.name}: nobody knows how many samples it has before a pass has come to its end"
+            )
+        rank, world = detect()
+        if world == 1:
+            return length
+        share = self._feed.share(rank, world)
+        if share is None:
+            return max(0, -(-(length - rank) // world))
+        if share.length is None:
+            raise TypeError(f"{self._feed.name}: nobody knows how many samples rank {rank} of {world} gets")
+        return share.length
+
+    def __bool__(self) -> bool:
+        return self.length != 0
+
+    def __getitem__(self, index: Any) -> Any:
+        """One sample by int (negative where the length is known), or a list by slice, in the order of a pass.
+
+        Cost: at once from the cache; ahead: streaming up to there; behind: the source's own random access, else reading
+        again, which is counted in ``stats()["reread_samples"]`` and warned about once.
+
+        Raises:
+            ItemIndexError: there is no such sample.
+        """
+        if isinstance(index, slice):
+            return self._slice(index)
+        sample = self._sample(self._number(index))
+        return sample if self._transform is None else self._transform(sample)
+
+    def _number(self, index: Any) -> int:
+        number = operator.index(index)
+        length = self.length
+        if number < 0:
+            if length is None:
+                raise ConfigError(
+                    f"index {number} counts from the end, and the length of {self._feed.name} is not known"
+                )
+            number += length
+        if number < 0 or (length is not None and number >= length):
+            raise ItemIndexError(f"{self._feed.name} has no sample {index}: it has {length}")
+        return number
+
+    def _slice(self, index: slice) -> list[Any]:
+        length = self.length
+        if length is not None:
+            return self.get_many(range(*index.indices(length)))
+        start, step = index.start or 0, 1 if index.step is None else index.step
+        if start < 0 or step < 1 or (index.stop or 0) < 0:
+            raise ConfigError(f"{index} counts from the end, and the length of {self._feed.name} is not known")
+        found = []
+        for number in count_from(start, step) if index.stop is None else range(start, index.stop, step):
+            try:
+                found.append(self[number])
+            except ItemIndexError:
+                break
+        return found
+
+    def get_many(self, indices: Iterable[int]) -> list[Any]:
+        """Samples by number, in the order asked; read in their own."""
+        numbers = [self._number(index) for index in indices]
+        feed = self._reader().recovery.feed
+        if feed.keeps and feed.random:
+            found = feed.get_many(numbers)
+        else:
+            order = sorted(range(len(numbers)), key=numbers.__getitem__)
+            found = [None] * len(numbers)
+            for at in order:
+                found[at] = self._sample(numbers[at])
+        return found if self._transform is None else list(map(self._transform, found))
+
+    def __getitems__(self, indices: Iterable[int]) -> list[Any]:
+        """:meth:`get_many`, as torch's loaders ask for it."""
+        return self.get_many(indices)
+
+    def _sample(self, number: int) -> Any:
+        reader = self._reader()
+        while True:
+            feed = reader.recovery.feed
+            batches = None if feed.keeps else self._stream(reader)
+            if not feed.random or (batches is not None and batches.holds(number)):
+                break
+            try:
+                return feed.get(number)
+            except IndexError:
+                raise
+            except Exception as error:
+                if callable(self._on_error) or not reader.recovery.take_over(error, feed, number):
+                    raise
+        if batches is None:
+            raise UnsupportedError(f"{feed.name}: samples cannot be had by number")
+        if number < batches.reached and not batches.holds(number):
+            self._warn(number)
+        return batches.get(number)
+
+    def _stream(self, reader: Reader) -> Batches:
+        with self._lock:
+            return reader.stream()
+
+    def _warn(self, number: int) -> None:
+        with self._lock:
+            if self._warned:
+                return
+            self._warned = True
+        warnings.warn(
+            f"{self._feed.name}: sample {number} was read before and is not held any more: the stream is read again to "
+            "get it. Raise cache_size= or memory=, or read in order (further times are only counted: "
+            "stats()['reread_samples'])",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+    # -- epochs and states --------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the source's order that the next pass has."""
+        return self._epoch + self._feed.epoch - self._feed_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Passes begun from now on have this epoch's order; to the present one changes nothing.
+
+        Raises:
+            ConfigError: not a number of an epoch.
+        """
+        epoch = whole("epoch", epoch, least=0)
+        with self._lock:
+            if epoch != self.epoch:
+                self._change_epoch(epoch)
+                self._entry, self._latest = BEGINNING, None
+
+    def _change_epoch(self, epoch: int) -> None:
+        changed = self._feed.set_epoch(epoch)
+        self._epoch, self._feed_epoch = epoch, self._feed.epoch
+        for part, reader in list(self._readers.items()):
+            if changed or reader.recovery.first is not self._feed or reader.recovery.fallbacks:
+                reader.retire()
+                self._fallbacks += reader.recovery.fallbacks
+                del self._readers[part]
+
+    def _present(self) -> Entry:
+        """Where the next pass begins: a pass that came to its end begins anew."""
+        if self._latest is not None and self._latest[0].finished:
+            self._latest = None
+            self._entry = BEGINNING
+        return self._entry
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the latest pass is, as plain JSON: exact for the samples handed out. Cost: microseconds.
+
+        A pass that came to its end: the beginning of the next one.
+        """
+        with self._lock:
+            entry, epoch = self._present(), self.epoch
+            if self._latest is not None:
+                progress, reader, part = self._latest
+                mark = progress.mark
+                if reader.feed is not reader.recovery.first:
+                    mark = None  # of another source
+                entry, epoch = Entry(progress.position, part, mark), progress.epoch
+            return to_json_dict(self._feed.identity, epoch, entry)
+
+    def load_state_dict(self, state: Mapping[str, Any], force: bool = False) -> None:
+        """The next pass begins where a state was taken.
+
+        Parameters:
+            force: accept the state of another source, and take its epoch and position only.
+
+        Raises:
+            FormatError: it is no state. UnsupportedError: of a later version.
+            ConfigError: it is that of another source.
+        """
+        identity, epoch, entry = parse(state)
+        if identity != self._feed.identity:
+            if not force:
+                raise ConfigError(
+                    f"this state is of another source: identity {identity!r} there, {self._feed.identity!r} here "
+                    f"({self._feed.name}). Open what it was taken from, or pass force=True to take only its epoch and "
+                    "position"
+                )
+            entry = entry._replace(mark=None)
+        with self._lock:
+            self._change_epoch(epoch)
+            self._entry, self._latest = entry, None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with self._lock:
+            entry = self._present()
+            return _rebuild, (type(self), *self._recipe, self.epoch, entry)
+
+    # -- what it is doing ---------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Counters, all since the wrapper was made, and what is held now (``cached_*``).
+
+        ``samples``: handed on to passes and asked for by number; ``hits``: those that were here; ``misses``: that had
+        to be read or waited for; ``reread_samples``: read before already; ``retries``: reads tried again;
+        ``fallbacks``: who took over, where and why; ``source``: what the source counts itself.
+        """
+        readers = {id(reader): reader for reader in list(self._readers.values())}.values()
+        streams = [reader.batches for reader in readers if reader.batches is not None]
+        direct = sum(reader.direct_samples for reader in readers)
+        hits, misses = sum(each.hits for each in streams), sum(each.misses for each in streams)
+        found: dict[str, Any] = {
+            "samples": hits + misses + direct,
+            "hits": hits,
+            "misses": misses,
+            "reread_samples": sum(each.reread for each in streams),
+            "retries": sum(reader.recovery.retried for reader in readers),
+            "fallbacks": self._fallbacks + [row for reader in readers for row in reader.recovery.fallbacks],
+            "cached_samples": sum(each.samples_held for each in streams),
+            "cached_bytes": sum(each.nbytes for each in streams),
+            "peak_bytes": max((each.peak for each in streams), default=0),
+            "memory": self._memory,
+            "passes": len(self._passes),
+        }
+        for reader in readers:
+            found.update(reader.recovery.feed.counters())
+        return found
+
+    def close(self) -> None:
+        """Give everything back: passes end with a ClosedError, threads are waited for; a given source stays open."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for each in list(self._passes):
+            each.end(f"{self._feed.name}: its wrapper is closed")
+        _shut(self._stop, self._readers, self._feed, self._pid)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        length = self.length
+        samples = "a stream" if length is None else f"{length} samples"
+        closed = ", closed" if self._closed else ""
+        return f"<{type(self).__name__} {self._feed.name}: {samples}, {self._memory / 1e6:.0f} MB{closed}>"
+
+
+def _ahead_of(prefetch: Any, cache_size: int) -> tuple[int, bool]:
+    """How many samples are read ahead at most, and whether that many only when the reader has to wait."""
+    if prefetch is None or prefetch is False:
+        return 0, False
+    if prefetch is True or prefetch == "auto":
+        return cache_size, True
+    if isinstance(prefetch, str):
+        raise ConfigError(f"prefetch={prefetch!r} is not 'auto', a number of samples, 0, False or None")
+    return whole("prefetch", prefetch, least=0, hint="samples to read ahead, 'auto', or None"), False
+
+
+def _rebuild(
+    cls: type[StreamingDatasetWrapper], source: Any, arguments: dict[str, Any], epoch: int, entry: Entry
+) -> StreamingDatasetWrapper:
+    """In another process: the same wrapper, with nothing open."""
+    found = cls(source, **arguments)
+    if epoch != found.epoch:
+        found.set_epoch(epoch)
+    found._entry = entry
+    return found
+
+
+def _shut(stop: threading.Event, readers: dict[tuple[int, int], Reader], feed: Feed, pid: int) -> None:
+    if pid != os.getpid():
+        return  # what a fork's parent has open is the parent's to close
+    stop.set()
+    for reader in list(readers.values()):
+        reader.close(f"{feed.name}: its wrapper is closed")
+    feed.close()
