@@ -20,7 +20,7 @@ from lazystore.formats.arrow_ipc import IpcRows
 from lazystore.formats.arrow_rows import RowsSchema, require_pyarrow
 from lazystore.formats.format import BlockNames, Files, Format, Opened, Options, Place
 from lazystore.formats.litdata import parse_chunks
-from lazystore.formats.parquet_images import ParquetFooter, ParquetImages, read_parquet_footer
+from lazystore.formats.parquet_images import WHOLE_BYTES, ParquetFooter, ParquetImages, read_parquet_footer
 
 __all__ = ["ArrowFormat", "ParquetFormat"]
 
@@ -28,6 +28,9 @@ STATS_AT_ONCE = 1024
 #: Share of the budget that one file's directory, an inflated batch or an image may take.
 SHARE = 4
 LEAST = 1 << 20
+#: Share of the budget that small remote files may take which are kept whole, and bytes that they take at most.
+WHOLE_SHARE = 16
+WHOLE_ROOM = 4 << 20
 
 
 class ArrowFormat(Format):
@@ -92,9 +95,13 @@ class ParquetFormat(Format):
         require_pyarrow()
         sizes, counts = _files(place, options, self.name)
         limit = max(LEAST, place.budget // SHARE)
+        whole = _small(sizes, place)
         found = together(
             place.source,
-            [(name, read_parquet_footer(name, nbytes, options.columns)) for name, nbytes in sizes.items()],
+            [
+                (name, read_parquet_footer(name, nbytes, options.columns, whole=name in whole))
+                for name, nbytes in sizes.items()
+            ],
             timeout=place.timeout, limit=limit,
         )  # fmt: skip
         for footer in found:
@@ -110,7 +117,9 @@ class ParquetFormat(Format):
             "row_groups": sum(len(f.rows) for f in found),
         }
         version = _digest([(f.name, f.nbytes, f.digest, b"") for f in found])
-        return _opened(self.name, place, sizes, rows, images, blocks, about, version)
+        opened = _opened(self.name, place, sizes, rows, images, blocks, about, version)
+        opened.reserved = sum(sizes[name] for name in whole)
+        return opened
 
     def examine(self, footers: Sequence[ParquetFooter], options: Options) -> None:
         """For formats that build on this one: refuse files by what they say about themselves, before more is made."""
@@ -134,6 +143,17 @@ def _files(place: Place, options: Options, name: str) -> tuple[dict[str, int], d
     for k in range(0, len(unknown), STATS_AT_ONCE):
         sizes |= place.source.run([], stat=unknown[k : k + STATS_AT_ONCE], timeout=place.timeout)
     return sizes, counts
+
+
+def _small(sizes: Mapping[str, int], place: Place) -> set[str]:
+    """Files that are fetched whole at once, because their pages cost a further round trip and hardly more bytes."""
+    room = 0 if place.source.local else min(place.budget // WHOLE_SHARE, WHOLE_ROOM)
+    chosen = set()
+    for name, nbytes in sizes.items():
+        if nbytes <= min(WHOLE_BYTES, room):
+            room -= nbytes
+            chosen.add(name)
+    return chosen
 
 
 def _opened(

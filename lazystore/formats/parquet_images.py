@@ -21,13 +21,15 @@ from lazystore.formats.arrow_rows import RowsSchema, require_pyarrow, row_type_o
 from lazystore.formats.format import Image, Step, Want
 from lazystore.formats.parquet_pages import LOOK_BYTES, ChunkFile, Column, ColumnChunk
 
-__all__ = ["ParquetFooter", "ParquetImages", "read_parquet_footer"]
+__all__ = ["WHOLE_BYTES", "ParquetFooter", "ParquetImages", "read_parquet_footer"]
 
 MAGIC = b"PAR1"
 REPEATED = 2
 TEXTS = ("string", "large_string", "binary", "large_binary")
 MAX_DEPTH = 100
 TAIL_BYTES = 64 << 10
+#: Remote files of at most so many bytes may be fetched whole instead of their tails, and kept.
+WHOLE_BYTES = 256 << 10
 #: Column chunks of a row group that together have no more are fetched whole; of others, so much at a time. Less
 #: where the budget is small.
 WINDOWS_BYTES = 8 << 20
@@ -55,6 +57,7 @@ class ParquetFooter:
         columns: those that are wanted: leaves of the schema.
         chunks: begin and end of each wanted column chunk, its codec, and whether all its values are in a dictionary;
             row group by row group, flat.
+        whole: all of the file, if it was fetched with its footer; None: not.
     """
 
     name: str
@@ -67,6 +70,7 @@ class ParquetFooter:
     sizes: array[int] = field(default_factory=lambda: array("q"))
     columns: list[Column] = field(default_factory=list)
     chunks: array[int] = field(default_factory=lambda: array("q"))
+    whole: memoryview | None = None
 
     def column_chunks(self, group: int, room: int) -> list[ColumnChunk]:
         """The wanted column chunks of a row group, whose pages may take ``room`` bytes each, decoded."""
@@ -81,8 +85,13 @@ class ParquetFooter:
         ]  # fmt: skip
 
 
-def read_parquet_footer(name: str, nbytes: int, columns: Sequence[str] | None) -> Generator[Ask, Any, ParquetFooter]:
+def read_parquet_footer(
+    name: str, nbytes: int, columns: Sequence[str] | None, *, whole: bool = False
+) -> Generator[Ask, Any, ParquetFooter]:
     """Read one file's footer; a task for :func:`lazystore.formats.arrow_blocks.together`.
+
+    Parameters:
+        whole: fetch all of the file with it, and keep that.
 
     Raises:
         FormatError: it is no Parquet file, or a damaged one.
@@ -92,7 +101,8 @@ def read_parquet_footer(name: str, nbytes: int, columns: Sequence[str] | None) -
     """
     if nbytes < 12:
         raise FormatError(f"{name} has {nbytes} bytes, too few for a Parquet file")
-    (tail,) = yield [(max(0, nbytes - TAIL_BYTES), min(nbytes, TAIL_BYTES))]
+    first = nbytes if whole else min(nbytes, TAIL_BYTES)
+    (tail,) = yield [(nbytes - first, first)]
     if bytes(tail[-4:]) == b"PARE":
         raise UnsupportedError(f"{name} is a Parquet file with an encrypted footer, which lazystore does not read")
     if bytes(tail[-4:]) != MAGIC:
@@ -109,6 +119,7 @@ def read_parquet_footer(name: str, nbytes: int, columns: Sequence[str] | None) -
         _arrow_schema(metadata, name),
     )  # fmt: skip
     _note_groups(footer, stored, columns)
+    footer.whole = tail if whole else None
     return footer
 
 
@@ -216,7 +227,7 @@ class ParquetImages:
     column inflated, and two images' worth of rows. Texts stay in their dictionary, or so few rows are decoded at a time
     that its words fit. What pages inflate to shows when their headers are there, so
     ``scratch`` may grow while a run is open. Column chunks of nested types in pages of the first version are
-    held as a whole. Kept across runs: at most 8 parsed footers of at most 1 MiB.
+    held as a whole. Kept across runs: at most 8 parsed footers of at most 1 MiB, and files that came with theirs.
     """
 
     def __init__(
@@ -262,9 +273,10 @@ class ParquetImages:
         chunks = footer.column_chunks(groups[0], 2 * self._limit)
         window = _window([chunk.end - chunk.begin for chunk in chunks], self._windows)
         try:
-            metadata = yield from self._metadata(file)
-            group = _Group(chunks, footer, metadata, groups[0], self._columns, self._blocks.counts[self.runs[run]])
+            group = _Group(chunks, footer, groups[0], self._columns, self._blocks.counts[self.runs[run]])
+            group.metadata = self._kept(file)
             yield from self._fetch(run, group, window, 1)
+            self._keep(file, group.metadata)
             group.bound(self._limit)
             writer = None
             held: list[Any] = []  # batches; ``skip`` rows of the first are done with
@@ -283,25 +295,21 @@ class ParquetImages:
         finally:
             self._grown.pop(run, None)
 
-    def _metadata(self, file: int) -> Generator[Step, Any, Any]:
-        """A file's parsed footer, kept or read again."""
-        metadata = self._parsed.get(file)
-        if metadata is None:
-            footer = self._footers[file]
-            (stored,) = yield [Want(footer.name, footer.begin, footer.length)]
-            if hashlib.blake2b(stored, digest_size=16).digest() != footer.digest:
-                raise FormatError(f"{footer.name} has another footer than when it was opened; open the dataset anew")
-            metadata = _parse(stored, footer.name)
-            if footer.length <= KEPT_BYTES:
-                self._parsed[file] = metadata
-                while len(self._parsed) > KEPT_FOOTERS:
-                    self._parsed.popitem(last=False)
-        else:
+    def _kept(self, file: int) -> Any:
+        """A file's parsed footer, if it was kept."""
+        if file in self._parsed:
             self._parsed.move_to_end(file)
-        return metadata
+        return self._parsed.get(file)
+
+    def _keep(self, file: int, metadata: Any) -> None:
+        if self._footers[file].length <= KEPT_BYTES:
+            self._parsed[file] = metadata
+            while len(self._parsed) > KEPT_FOOTERS:
+                self._parsed.popitem(last=False)
 
     def _fetch(self, run: int, group: _Group, window: int, rows: int) -> Generator[Step, Any, None]:
-        """Have the pages there that hold rows up to ``rows``."""
+        """Have the pages there that hold rows up to ``rows``, and with the first of them the parsed footer."""
+        footer = group.footer
         while True:
             asks = [(chunk, ask) for chunk in group.chunks if (ask := chunk.missing(rows, window))]
             held = group.footer.length + sum(chunk.held for chunk in group.chunks) + sum(n for _, (_, n) in asks)
@@ -314,11 +322,26 @@ class ParquetImages:
                 )  # fmt: skip
             needed = held + inflated + 2 * self._blocks.hints[self.runs[run]]
             self._grown[run] = max(self._grown.get(run, 0), needed, self._expected(run))
-            if not asks:
+            wants = [Want(footer.name, begin, n) for _, (begin, n) in asks]
+            if group.metadata is None:
+                wants.append(Want(footer.name, footer.begin, footer.length))
+            if not wants:
                 return
-            stored_parts = yield [Want(group.footer.name, begin, n) for _, (begin, n) in asks]
+            if footer.whole is not None:
+                stored_parts = [footer.whole[want.begin : want.begin + want.nbytes] for want in wants]
+            else:
+                stored_parts = yield [*wants]
+            if group.metadata is None:
+                group.metadata = _parse_again(stored_parts.pop(), footer)
             for (chunk, (begin, _)), data in zip(asks, stored_parts, strict=True):
                 chunk.feed(begin, data)
+
+
+def _parse_again(stored: memoryview, footer: ParquetFooter) -> Any:
+    """The parsed footer of a file that was opened before."""
+    if hashlib.blake2b(stored, digest_size=16).digest() != footer.digest:
+        raise FormatError(f"{footer.name} has another footer than when it was opened; open the dataset anew")
+    return _parse(stored, footer.name)
 
 
 def _window(lengths: Sequence[int], total: int) -> int:
@@ -332,18 +355,19 @@ class _Group:
     Attributes:
         rows_made: rows that came out so far.
         step: rows of a batch.
+        metadata: the file's parsed footer, before the first batch.
     """
 
     def __init__(
-        self, chunks: list[ColumnChunk], footer: ParquetFooter, metadata: Any, number: int,
-        columns: Sequence[str] | None, step: int,
-    ) -> None:  # fmt: skip
+        self, chunks: list[ColumnChunk], footer: ParquetFooter, number: int, columns: Sequence[str] | None, step: int
+    ) -> None:
         self.chunks = chunks
         self.footer = footer
         self.step = step
         self.rows_made = 0
         self._file = ChunkFile(chunks, footer.nbytes)
-        self._open = (metadata, number, columns)
+        self.metadata: Any = None
+        self._open = (number, columns)
         self._batches: Iterator[Any] | None = None
         self._grown: list[str] = []  # columns whose words make them longer than their pages are
 
@@ -400,9 +424,9 @@ class _Group:
         if self._batches is None:
             from pyarrow import parquet
 
-            metadata, number, columns = self._open
+            number, columns = self._open
             file = parquet.ParquetFile(
-                pa.PythonFile(self._file, mode="r"), metadata=metadata, pre_buffer=False, buffer_size=STREAM_BYTES,
+                pa.PythonFile(self._file, mode="r"), metadata=self.metadata, pre_buffer=False, buffer_size=STREAM_BYTES,
                 read_dictionary=[chunk.column.path for chunk in self.chunks if chunk.words],
             )  # fmt: skip
             self._batches = file.iter_batches(

@@ -6,6 +6,7 @@ failed is repeated is ``recovery``'s, what a pass holds ahead ``passes``'s.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -110,6 +111,7 @@ class Batches:
         self._lines: list[Line] = []
         self._ticks = 0
         self._reached = 0
+        self._end: float = math.inf
 
     # -- for passes ---------------------------------------------------------------------
 
@@ -215,7 +217,7 @@ class Batches:
             finally:
                 self._seeking.release()
         if part is None:
-            raise ItemIndexError(f"{self.recovery.feed.name}: sample {index} is beyond the end: it has {self.length}")
+            raise ItemIndexError(f"{self.recovery.feed.name}: sample {index} is beyond the end")
         sample = part.samples[0]
         return sample if part.depth == SHARED else fresh(sample)
 
@@ -263,11 +265,17 @@ class Batches:
         number = (position - self._origin) // self._size
         batch = self._find(number)
         if batch is None:
-            if self.length is not None and position >= self.length:
-                return None
             first = self._origin + number * self._size
+            if max(0, first) >= self._end or (self.length is not None and position >= self.length):
+                return None
             batch = self._open[number] = _Batch(max(0, first), first + self._size)
         return batch
+
+    def _ends(self, position: int) -> None:
+        """A line found no sample at this position: it may have been opened far beyond the end."""
+        self._end = min(self._end, position)
+        if position <= self._reached:
+            self.length = position
 
     def _keep(self, batch: _Batch) -> None:
         """A batch is complete: it goes to the cache."""
@@ -331,7 +339,7 @@ class Batches:
             batch.depth = max(batch.depth, depth)
             batch.nbytes += nbytes
             if not got:
-                self.length = line.position
+                self._ends(line.position)
             elif batch.nbytes > self._limits[1] // SHARE and self._size > 1:
                 self._cut_smaller(batch)
             batch.done = not got or batch.first + len(batch.samples) >= batch.limit
@@ -425,7 +433,7 @@ class Batches:
                 with self._turn:
                     batch.busy = False
                     self._turn.notify_all()
-            if self.length == line.position and len(batch.samples) < batch.limit - batch.first:
+            if len(batch.samples) < batch.limit - batch.first:
                 return False
         return True
 

@@ -6,7 +6,7 @@ For ``DataLoader(..., collate_fn=)`` or by hand. Nothing is resized, resampled o
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lazystore.config import whole
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
+    Convert = Callable[[Array], Any]
 
 __all__ = ["IGNORED", "MultimodalCollator"]
 
@@ -24,6 +25,7 @@ __all__ = ["IGNORED", "MultimodalCollator"]
 IGNORED = -100
 #: Keys that every sample has, and that stay lists.
 _HEAD = ("task", "dataset", "modalities")
+_RECORDING = {"array", "sampling_rate"}
 _SIDES = ("right", "left")
 
 
@@ -37,9 +39,9 @@ class MultimodalCollator:
       PIL images: palettes become RGB or RGBA, bitmaps grey values, CMYK and other print modes RGB;
     - ``audio``: ``{"array": float32 (samples, [channels,] longest), padded with 0, "lengths", "sampling_rate"}``, the
       latter two int64, one number a sample; the array is a list where some have channels and others not;
-    - ``labels``: numbers as one array (int64, or float32 where one of them is no whole number); token labels and
-      other lists of whole numbers padded with -100 beside ``input_ids``; anything else, and both kinds in one batch,
-      as a list;
+    - ``labels``: numbers as one array (int64, or float32 where one of them is no whole number); labels of tokens, as
+      many as the sample has tokens, padded with -100 as ``input_ids`` are; lists of one length stacked; anything
+      else, and several kinds in one batch, as a list;
     - ``synthetic``: bool, one a sample, where any was made up;
     - whatever else samples have: numbers and arrays of one shape stacked, other values as a list.
     - ``index``: for each of these keys the numbers of the samples that have it, as int64: a key holds only those.
@@ -86,30 +88,37 @@ class MultimodalCollator:
         samples = list(samples)
         _check(samples)
         convert = _converter(self.tensors)
-        batch: dict[str, Any] = {key: [sample.get(key) for sample in samples] for key in _HEAD}
+        batch: dict[str, Any] = {}
         index: dict[str, Any] = {}
         for key in dict.fromkeys(key for sample in samples for key in sample):
             if key in _HEAD:
+                batch[key] = [sample.get(key) for sample in samples]
                 continue
-            having = [number for number, sample in enumerate(samples) if key in sample]
+            having = [number for number, sample in enumerate(samples) if key in sample or key == "synthetic"]
             index[key] = convert(np.array(having, np.int64))
-            if key == "synthetic":
-                batch[key] = convert(np.array([bool(sample.get(key)) for sample in samples]))
-                index[key] = convert(np.arange(len(samples)))
-            else:
+            try:
                 batch[key] = self._collated(key, [samples[number] for number in having], convert)
+            except (ValueError, TypeError, IndexError) as error:
+                raise ConfigError(f"samples with this {key!r} cannot be collated: {error}") from error
         return batch | {"index": index}
 
-    def _collated(self, key: str, samples: list[Mapping[str, Any]], convert: Callable[[Array], Any]) -> Any:
-        values = [sample[key] for sample in samples]
+    def _collated(self, key: str, samples: list[Mapping[str, Any]], convert: Convert) -> Any:
+        import numpy as np
+
+        values = [sample.get(key) for sample in samples]
+        if key == "synthetic":
+            return convert(np.array([value is True for value in values]))
         if key in ("input_ids", "attention_mask"):
             return convert(self._padded(values, self.pad_token_id if key == "input_ids" else 0))
         if key == "image":
             return _stacked([_pixels(value) for value in values], convert)
-        if key == "audio":
-            return _recordings(values, convert)
+        recordings = [
+            value for value in values if isinstance(value, Mapping) and {"array", "sampling_rate"} <= set(value)
+        ]
+        if key == "audio" and len(recordings) == len(values):
+            return _recordings(recordings, convert)
         if key == "labels":
-            return self._labels(values, convert)
+            return self._labels(values, samples, convert)
         return _others(values, convert)
 
     def _padded(self, values: Sequence[Any], fill: int) -> Array:
@@ -125,16 +134,24 @@ class MultimodalCollator:
                 row[len(row) - len(tokens) :] = tokens
         return padded
 
-    def _labels(self, values: list[Any], convert: Callable[[Array], Any]) -> Any:
+    def _labels(self, values: list[Any], samples: list[Mapping[str, Any]], convert: Convert) -> Any:
         import numpy as np
 
         arrays = [_array(value) for value in values]
-        if all(array is not None and array.ndim == 1 and array.dtype.kind in "iu" for array in arrays):
-            return convert(self._padded(values, IGNORED))
         if all(array is not None and array.ndim == 0 for array in arrays):
-            numbers = np.array(values)
+            numbers = np.array(arrays)
             return convert(numbers.astype(np.float32 if numbers.dtype.kind == "f" else np.int64))
+        if all(
+            array is not None and array.ndim == 1 and array.dtype.kind in "iu" and len(array) == _tokens(sample)
+            for array, sample in zip(arrays, samples, strict=True)
+        ):
+            return convert(self._padded(values, IGNORED))
         return _others(values, convert)
+
+
+def _tokens(sample: Mapping[str, Any]) -> int:
+    """How many tokens it has; -1 without any."""
+    return len(sample["input_ids"]) if "input_ids" in sample else -1
 
 
 def _pad_id(tokenizer: Any, config: Any, given: int | None) -> int:
@@ -151,7 +168,7 @@ def _check(samples: list[Any]) -> None:
             raise ConfigError(f"sample {number} of the batch is a {type(sample).__name__}, not a sample's dict")
 
 
-def _converter(tensors: str) -> Callable[[Array], Any]:
+def _converter(tensors: str) -> Convert:
     """From array to what the batch is to hold."""
     if tensors == "numpy" or (tensors == "auto" and "torch" not in sys.modules):
         return lambda array: array
@@ -166,27 +183,27 @@ def _array(value: Any) -> Array | None:
     """A number, or an array or list of numbers, as an array; None for anything else."""
     import numpy as np
 
-    if isinstance(value, (bool, int, float, np.generic)) or hasattr(value, "__array__"):
+    if not isinstance(value, (bool, int, float, list, tuple)) and not hasattr(value, "__array__"):
+        return None
+    try:
         array = np.asarray(value)
-    elif isinstance(value, (list, tuple)):
-        try:
-            array = np.asarray(value)
-        except ValueError:  # lists of unequal lengths
-            return None
-    else:
+    except (ValueError, TypeError, RuntimeError):  # lists of unequal lengths, tensors that are elsewhere
         return None
     return array if array.dtype.kind in "biuf" else None
 
 
-def _others(values: list[Any], convert: Callable[[Array], Any]) -> Any:
+def _others(values: list[Any], convert: Convert) -> Any:
     arrays = [_array(value) for value in values]
     found = [array for array in arrays if array is not None]
     if len(found) < len(values) or len({(array.shape, array.dtype.kind) for array in found}) > 1:
-        return [convert(_own(value)) if hasattr(value, "__array__") else value for value in values]
+        return [
+            value if array is None or not array.ndim or isinstance(value, (list, tuple)) else convert(_own(array))
+            for value, array in zip(values, arrays, strict=True)
+        ]
     return _stacked(found, convert)
 
 
-def _stacked(arrays: list[Array], convert: Callable[[Array], Any]) -> Any:
+def _stacked(arrays: list[Array], convert: Convert) -> Any:
     import numpy as np
 
     if len({(array.shape, array.dtype) for array in arrays}) > 1:
@@ -215,10 +232,9 @@ def _pixels(image: Any) -> Array:
     return np.asarray(image)
 
 
-def _recordings(values: Iterable[Mapping[str, Any]], convert: Callable[[Array], Any]) -> dict[str, Any]:
+def _recordings(values: list[Any], convert: Convert) -> dict[str, Any]:
     import numpy as np
 
-    values = list(values)
     waves = [np.asarray(value["array"], np.float32) for value in values]
     lengths = [wave.shape[-1] for wave in waves]
     rates = np.array([value["sampling_rate"] for value in values], np.int64)

@@ -16,7 +16,7 @@ from typing import Any
 
 from lazystore.errors import ConfigError
 
-__all__ = ["Choice", "NotDirect", "choose", "matches", "near"]
+__all__ = ["Choice", "NotDirect", "choose", "converted_card", "matches", "near"]
 
 SUFFIX = ".parquet"
 #: What a config of the card may say that does not change how its files are read.
@@ -80,8 +80,7 @@ def choose(name: str, card: Mapping[str, Any], paths: Iterable[str], config: str
     if configs:
         chosen = _config_name(name, configs, config)
         first = next(iter(configs))
-        splits = _splits_of(configs[chosen], paths)
-        _require_parquet(splits, listed=True)
+        splits = _require_parquet(_splits_of(configs[chosen], paths), listed=True)
         if first != chosen:  # the first one says of what kind all of them are
             _require_parquet(_splits_of(configs[first], paths), listed=True)
     else:
@@ -90,6 +89,8 @@ def choose(name: str, card: Mapping[str, Any], paths: Iterable[str], config: str
         chosen = config or (next(iter(infos)) if len(infos) == 1 else "default")
         splits = _require_parquet(_default_splits(paths), listed=False)
     if split not in splits:
+        if "[" in split or "+" in split:
+            raise ConfigError(f"{name}: split={split!r} must be one of {_names(splits)}; a part of one is for slicing")
         of = f"config {chosen!r} of {name}" if configs else name
         raise ConfigError(f"{of} has no split {split!r}, it has {_names(splits)}{near(split, splits)}")
     files = splits[split]
@@ -98,6 +99,28 @@ def choose(name: str, card: Mapping[str, Any], paths: Iterable[str], config: str
     if len(set(files)) < len(files):
         raise NotDirect("a file belongs to its split more than once")
     return Choice(chosen, split, tuple(files), infos.get(chosen, {}))
+
+
+def converted_card(paths: Iterable[str]) -> dict[str, Any]:
+    """What a card would say of a branch of converted files, which has none: a folder a config, in it one a split.
+
+    ``datasets`` itself takes the configs there for one. Source: "List Parquet files", the dataset viewer's docs.
+    """
+    found: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        config, _, rest = path.partition("/")
+        split, _, name = rest.partition("/")
+        if name.endswith(SUFFIX) and split not in found.setdefault(config, []):
+            found[config].append(split)
+    return {
+        "configs": [
+            {
+                "config_name": config,
+                "data_files": [{"split": split, "path": f"{config}/{split}/*{SUFFIX}"} for split in splits],
+            }
+            for config, splits in found.items()
+        ]
+    }
 
 
 def near(asked: str, known: Iterable[str]) -> str:

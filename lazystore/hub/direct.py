@@ -15,7 +15,7 @@ from lazystore.errors import ConfigError, FetchError
 from lazystore.formats.arrow import ParquetFormat
 from lazystore.formats.format import Opened, Options, Place
 from lazystore.formats.parquet_images import ParquetFooter
-from lazystore.hub.data_files import NotDirect, choose, near
+from lazystore.hub.data_files import NotDirect, choose, converted_card, near
 from lazystore.hub.features import Decoding, Feature, card_features, decoding_of, fits, schema_features, stored_as
 from lazystore.hub.repository import Repository, access_error, hub_headers, hub_token, read_repository
 from lazystore.streaming.dataset import StreamingDataset
@@ -24,6 +24,8 @@ __all__ = ["NotDirect", "open_direct"]
 
 #: Footers of all files are read before the first sample.
 MAX_FILES = 1000
+#: The branch where the hub keeps datasets of other kinds, converted to Parquet: a folder a config, in it one a split.
+CONVERTED = "refs/convert/parquet"
 _REFUSED = re.compile(r"HTTP 40[13]\b")
 
 
@@ -62,7 +64,7 @@ def open_direct(
         raise NotDirect(f"{name!r} is a folder here")
     shown = hub_token(token)
     repository = read_repository(name, revision=revision, token=shown, timeout=timeout)
-    form = _form(repository, config, split, columns)
+    form = _form(repository, config, split, columns, revision)
     try:
         return StreamingDataset(
             repository.url,
@@ -75,11 +77,14 @@ def open_direct(
         raise
 
 
-def _form(repository: Repository, config: str | None, split: str, columns: Sequence[str] | None) -> HubParquet:
+def _form(
+    repository: Repository, config: str | None, split: str, columns: Sequence[str] | None, revision: str | None
+) -> HubParquet:
     """The files of a split, as a format that brings them along."""
     if not repository.whole:
         raise NotDirect("it has so many files that the hub may not have named all")
-    chosen = choose(repository.name, repository.card, repository.files, config, split)
+    card = repository.card or (converted_card(repository.files) if revision == CONVERTED else {})
+    chosen = choose(repository.name, card, repository.files, config, split)
     if len(chosen.files) > MAX_FILES:
         raise NotDirect(f"it has {len(chosen.files)} files, whose footers would all be read first")
     features = card_features(chosen.info)
@@ -123,13 +128,13 @@ class HubParquet(ParquetFormat):
         Raises:
             NotDirect: they would have to be cast, or a feature is not read here.
         """
-        first = footers[0].schema
-        _check_columns(self.dataset, dict.fromkeys(first.names), options.columns)
-        features: Mapping[str, Feature | None] = self.features or schema_features(first)
+        first, columns = footers[0].schema, options.columns
+        _check_columns(self.dataset, dict.fromkeys(first.names), columns)
+        features: Mapping[str, Feature | None] = self.features or schema_features(first, columns)
         types = {
             name: first.field(name).type if feature is None else stored_as(feature)
             for name, feature in features.items()
-            if feature is not None or name in first.names
+            if (columns is None or name in columns) and name in first.names
         }
         for footer in {footer.schema: footer for footer in footers}.values():
             schema = footer.schema
@@ -138,4 +143,4 @@ class HubParquet(ParquetFormat):
             for name, type_ in types.items():
                 if not fits(schema.field(name).type, type_):
                     raise NotDirect(f"column {name!r} of {footer.name} is {schema.field(name).type}, not {type_}")
-        self._decoding = decoding_of(self.dataset, features, first, options.columns)
+        self._decoding = decoding_of(self.dataset, features, first, columns)

@@ -6,7 +6,6 @@ audio and a few others, and whether anything is. What is not known here is :clas
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from lazystore.errors import MissingExtraError, SampleError, UnsupportedError
+from lazystore.errors import FormatError, MissingExtraError, SampleError, UnsupportedError
 from lazystore.hub.data_files import NotDirect
+from lazystore.hub.media import decode_audio, decode_image
 
-__all__ = ["Decoding", "Feature", "card_features", "decoding_of", "fits", "schema_features"]
+__all__ = ["Decoding", "Feature", "card_features", "decoding_of", "fits", "schema_features", "stored_as"]
 
 #: A feature as ``datasets`` writes it into a Parquet schema: a mapping with a ``_type``, one of names (a struct), or
 #: a list of one (a list).
@@ -88,10 +88,13 @@ def _camel(name: str) -> str:
 # -- from a schema ----------------------------------------------------------------------------
 
 
-def schema_features(schema: Any) -> dict[str, Feature | None]:
+def schema_features(schema: Any, columns: Sequence[str] | None = None) -> dict[str, Feature | None]:
     """Features that a ``pyarrow.Schema`` says its columns have; None: what their types say.
 
     As ``datasets`` does, what it says counts only for columns that have the very type the feature is stored as.
+
+    Parameters:
+        columns: those that are wanted; None: all.
 
     Raises:
         NotDirect: it says something that is not understood.
@@ -105,7 +108,7 @@ def schema_features(schema: Any) -> dict[str, Feature | None]:
             raise NotDirect(f"the features of its schema are not understood: {error!r}") from error
     features: dict[str, Feature | None] = {}
     for field in schema:
-        feature = found.get(field.name)
+        feature = found.get(field.name) if columns is None or field.name in columns else None
         said = feature is not None and field.nullable and field.type.equals(stored_as(feature))
         features[field.name] = feature if said else None
     return features
@@ -219,19 +222,15 @@ class Decoding:
         """The sample itself, its cells replaced.
 
         Raises:
-            SampleError: a cell is no image, no sound.
+            SampleError: a cell is no image, no recording, or only the path of one.
         """
         for name, decode in self.columns:
             value = sample.get(name)
             if value is not None:
                 try:
                     sample[name] = decode(value)
-                except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
-                    if isinstance(error, UnsupportedError):
-                        raise
-                    raise SampleError(
-                        f"{self.dataset}: column {name!r} does not decode: {error}", self.dataset
-                    ) from error
+                except FormatError as error:
+                    raise SampleError(f"{self.dataset}: column {name!r}: {error}", self.dataset) from error
         return sample
 
 
@@ -271,7 +270,7 @@ def _decoder(feature: Feature) -> Decode | None:
     if kind == "Image" and feature.get("decode", True):
         return _image_decoder(feature.get("mode"))
     if kind == "Audio" and feature.get("decode", True):
-        return _audio_decoder(feature.get("sampling_rate"), feature.get("num_channels"))
+        return _audio_decoder(feature.get("sampling_rate"))
     return _of_type(stored_as(feature))
 
 
@@ -327,54 +326,33 @@ def _plain_span(value: Any) -> Any:
 # -- images and audio -------------------------------------------------------------------------
 
 
-def _stored(value: Mapping[str, Any]) -> bytes:
-    """The bytes of an image or a sound.
-
-    Raises:
-        UnsupportedError: there is only a path.
-    """
-    data = value.get("bytes")
-    if data is None:
-        raise UnsupportedError(f"a cell has only a path, {value.get('path')!r}: read the dataset with via='datasets'")
-    return bytes(data)
-
-
 def _image_decoder(mode: str | None) -> Decode:
     try:
         import PIL.Image  # noqa: F401
     except ImportError:
         raise MissingExtraError('images need pillow: pip install "lazystore[images]"') from None
-    return partial(_decode_image, mode)
+    return partial(_image, mode)
 
 
-def _decode_image(mode: str | None, value: Mapping[str, Any]) -> Any:
-    """A PIL image, turned upright as its Exif data say."""
-    from PIL import ExifTags, Image, ImageOps
-
-    image: Any = Image.open(io.BytesIO(_stored(value)))
-    image.load()
-    if image.getexif().get(ExifTags.Base.Orientation) is not None:
-        image = ImageOps.exif_transpose(image)
+def _image(mode: str | None, value: Any) -> Any:
+    image = decode_image(value)
     return image.convert(mode) if mode and mode != image.mode else image
 
 
-def _audio_decoder(rate: int | None, channels: int | None) -> Decode:
+def _audio_decoder(rate: int | None) -> Decode:
     try:
         import soundfile  # noqa: F401
-    except ImportError:
+    except (ImportError, OSError):  # OSError: the package without the library
         raise MissingExtraError('audio needs soundfile: pip install "lazystore[audio]"') from None
-    return partial(_decode_audio, rate, channels)
+    return partial(_audio, rate)
 
 
-def _decode_audio(rate: int | None, channels: int | None, value: Mapping[str, Any]) -> dict[str, Any]:
-    """``array`` (float32: samples, or channels x samples), ``sampling_rate`` in Hz, ``path``."""
-    import soundfile
-
-    array, found = soundfile.read(io.BytesIO(_stored(value)), dtype="float32")
-    if rate is not None and rate != found:
+def _audio(rate: int | None, value: Any) -> dict[str, Any]:
+    """``array`` (float32, one channel), ``sampling_rate`` in Hz, ``path``."""
+    sound = decode_audio(value)
+    if rate is not None and rate != sound["sampling_rate"]:
         raise UnsupportedError(
-            f"a sound of {found} Hz is to be resampled to {rate} Hz, which is not done here: use via='datasets'"
+            f"a recording of {sound['sampling_rate']} Hz is to be resampled to {rate} Hz, which lazystore does not do: "
+            "read the dataset with via='datasets'"
         )
-    if array.ndim > 1:
-        array = array.mean(axis=1) if channels == 1 else array.T
-    return {"path": value.get("path"), "array": array, "sampling_rate": found}
+    return {"path": value.get("path"), **sound}

@@ -90,7 +90,7 @@ def _copier(kind: type) -> Callable[[Any], Any]:
     if images is not None and issubclass(kind, images.Image):
         return _image
     if kind in (set, bytearray):
-        return kind.copy  # type: ignore[attr-defined,no-any-return]
+        return kind.copy
     return _deep
 
 
@@ -111,5 +111,5 @@ def _image(value: Any) -> Any:
 def _deep(value: Any) -> Any:
     try:
         return copy.deepcopy(value)
-    except Exception:  # whatever its own code raises: it cannot be copied
+    except Exception:  # noqa: BLE001 - whatever its own code raises: it cannot be copied
         return value

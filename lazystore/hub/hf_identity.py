@@ -13,7 +13,7 @@ from typing import Any
 
 from lazystore.hub.readings import digest
 
-__all__ = ["UNSEEDED", "nodes_of", "pipeline_identity"]
+__all__ = ["UNSEEDED", "addresses_of", "nodes_of", "pipeline_identity"]
 
 #: How the identity of a pipeline ends that shuffles without a seed: no other process can build the same one.
 UNSEEDED = "-shuffled-without-a-seed"
@@ -51,6 +51,11 @@ def pipeline_identity(dataset: Any) -> str:
     )  # fmt: skip
     generators = [getattr(owner, "generator", None) for owner in (*nodes, shuffling)]
     return digest(parts) + (UNSEEDED if any(map(_is_unseeded, generators)) else "")
+
+
+def addresses_of(dataset: Any) -> str:
+    """What a ``datasets.IterableDataset`` is made from, files among it, as text."""
+    return repr(_told(dataset._ex_iterable, 0))
 
 
 def _is_unseeded(generator: Any) -> bool:

@@ -16,7 +16,11 @@ from lazystore.hub.hf_identity import nodes_of, pipeline_identity
 from lazystore.hub.readings import IteratorReading, digest
 
 if TYPE_CHECKING:
+    import asyncio
+
     from datasets import IterableDataset
+
+    from lazystore.hub.hub_name import Origin
 
 __all__ = ["HFStream"]
 
@@ -63,7 +67,9 @@ class HFStream(Feed):
     wait for when the interpreter exits.
     """
 
-    def __init__(self, dataset: IterableDataset, *, name: str = "", identity: str = "", origin: Any = None) -> None:
+    def __init__(
+        self, dataset: IterableDataset, *, name: str = "", identity: str = "", origin: Origin | None = None
+    ) -> None:
         self.origin = origin
         self._epoch = int(dataset.epoch)
         self._dataset = _twin(dataset, self._epoch)
@@ -106,10 +112,13 @@ class HFStream(Feed):
         part = dataset.shard(num_shards=count, index=index)
         part._epoch = self._epoch
         named = digest(self._identity, index, count) if self._identity else ""
-        return type(self)(part, name=f"{self.name} (part {index + 1} of {count})", identity=named)
+        return type(self)(part, name=f"{self.name} (part {index + 1} of {count})", identity=named)  # has no successor
+
+    def counters(self) -> dict[str, Any]:
+        return {} if self.origin is None else self.origin.counters()
 
     def close(self) -> None:
-        """Nothing: the dataset was given."""
+        """Nothing: what is open belongs to the readings."""
 
 
 class _Pass:
@@ -170,13 +179,18 @@ class _Pass:
         from datasets.formatting import get_formatter
 
         nodes, formatting = self._nodes, self._twin._formatting
-        if formatting and (nodes.iter_arrow or formatting.is_table):
-            formatter = get_formatter(formatting.format_type, features=self._twin.features)
-            for _, table in nodes.iter_arrow():
-                yield formatter.format_row(table)
-            return
-        for _, sample in nodes:
-            yield sample
+        try:
+            if formatting and (nodes.iter_arrow or formatting.is_table):
+                formatter = get_formatter(formatting.format_type, features=self._twin.features)
+                for _, table in nodes.iter_arrow():
+                    yield formatter.format_row(table)
+            else:
+                for _, sample in nodes:
+                    yield sample
+        finally:
+            for node in nodes_of(nodes):
+                for loop, tasks in node.__dict__.get("_owned_loops_and_tasks", ()):
+                    _end(loop, tasks)
 
     def _with_files(self) -> Iterator[Any]:
         """The same, noting which sample is the first of its file."""
@@ -186,6 +200,18 @@ class _Pass:
                 self._file, self._position = state["shard_idx"], position
             position += 1
             yield sample
+
+
+def _end(loop: asyncio.AbstractEventLoop, tasks: list[asyncio.Task[Any]]) -> None:
+    """What async functions of ``map`` have under way, and their loop: the library leaves both open."""
+    import asyncio
+
+    if loop.is_closed() or loop.is_running():
+        return
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.close()
 
 
 def _version() -> tuple[int, ...]:

@@ -12,6 +12,8 @@ from lazystore.hub.readings import IteratorReading, digest
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from lazystore.hub.hub_name import Origin
+
 __all__ = ["HFTable"]
 
 
@@ -24,7 +26,7 @@ class HFTable(Feed):
     random = True
     keeps = True
 
-    def __init__(self, dataset: Dataset, *, name: str = "", identity: str = "", origin: Any = None) -> None:
+    def __init__(self, dataset: Dataset, *, name: str = "", identity: str = "", origin: Origin | None = None) -> None:
         self.origin = origin
         self.dataset = dataset
         self.name = name or str(dataset.info.dataset_name or "datasets.Dataset")
@@ -42,7 +44,9 @@ class HFTable(Feed):
         dataset = self.dataset
         if position == 0:
             return IteratorReading(lambda: dataset)
-        return IteratorReading(lambda: dataset.select(range(min(position, len(dataset)), len(dataset))), position)
+        if position >= len(dataset):  # datasets makes no empty selection there
+            return IteratorReading(lambda: (), position)
+        return IteratorReading(lambda: dataset.select(range(position, len(dataset))), position)
 
     def get(self, index: int) -> Any:
         if not 0 <= index < self.length:
@@ -53,7 +57,11 @@ class HFTable(Feed):
         return [self.get(index) for index in indices]
 
     def share(self, index: int, count: int) -> Self | None:
-        return type(self)(self.dataset.shard(count, index, contiguous=True), name=self.name)
+        part = range(self.length * index // count, self.length * (index + 1) // count)
+        return type(self)(self.dataset.select(part), name=self.name, identity=digest(self.identity, part))
+
+    def counters(self) -> dict[str, Any]:
+        return {} if self.origin is None else self.origin.counters()
 
     def close(self) -> None:
-        """Nothing: the dataset was given."""
+        """Nothing: files are mapped as long as the dataset lives."""

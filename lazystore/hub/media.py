@@ -182,7 +182,8 @@ def _audio_of(data: bytes, limit: int) -> dict[str, Any]:
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
         if isinstance(error, FormatError):
             raise
-        raise FormatError(f"a recording of {len(data)} bytes cannot be read: {error}") from error
+        reason = getattr(error, "error_string", error)  # without the memory address of our file
+        raise FormatError(f"a recording of {len(data)} bytes cannot be read: {reason}") from error
     if len(array) < frames:
         raise FormatError(f"a recording is cut short: {len(array)} of {frames} samples")
     return {"array": array[:, 0] if channels == 1 else array.mean(axis=1), "sampling_rate": rate}

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 from lazystore.errors import ItemIndexError, UnsupportedError
 from lazystore.hub.feed import Feed, Mark, Reading
 from lazystore.hub.readings import IteratorReading, digest
+from lazystore.streaming.order import Topology
+from lazystore.streaming.session import Session
 
 if TYPE_CHECKING:
+    from lazystore.hub.hub_name import Origin
     from lazystore.lazy.store import LazyStore
     from lazystore.streaming.dataset import StreamingDataset
 
@@ -26,20 +29,32 @@ class DatasetFeed(Feed):
     Parameters:
         dataset: read through its own memory; its epoch and position are not moved.
         origin: which way of which hub name this is: opened for this feed then, and closed with it.
+        part: with ``origin``: which of the samples these are; None: all of them.
     """
 
     random = True
     keeps = True
 
-    def __init__(self, dataset: StreamingDataset, *, name: str = "", identity: str = "", origin: Any = None) -> None:
+    def __init__(
+        self,
+        dataset: StreamingDataset,
+        *,
+        name: str = "",
+        identity: str = "",
+        origin: Origin | None = None,
+        part: range | None = None,
+    ) -> None:
         self.origin = origin
         self.dataset = dataset
         self.name = name or str(getattr(dataset, "_recipe", ("StreamingDataset",))[0])
         self._identity = identity
         self._epoch: int | None = None
+        self.part = part
 
     @property
     def length(self) -> int | None:  # type: ignore[override]
+        if self.origin is not None:
+            return self.dataset.total  # of every rank and worker: who divides is the feed
         return len(self.dataset) if self.dataset.indexed else None  # to learn it would be to read all of the text
 
     @property
@@ -57,10 +72,9 @@ class DatasetFeed(Feed):
     def _twin(self) -> StreamingDataset:
         """The same dataset over the same memory with a session of its own: passes do not end each other's epochs."""
         dataset = self.dataset
-        session = copy(dataset._session)
         twin = object.__new__(type(dataset))
         twin.__dict__.update(dataset.__dict__)
-        twin._session = session
+        twin._session = copy(dataset._session) if self.origin is None else _undivided(dataset._session)
         if self._epoch is not None:
             twin.set_epoch(self._epoch)
         return twin
@@ -83,17 +97,35 @@ class DatasetFeed(Feed):
         return changed and self.dataset._session.kind != "sequential"
 
     def share(self, index: int, count: int) -> Self | None:
-        return self  # a pass is this rank's and worker's part already
+        if self.origin is None:
+            return self  # a pass is this rank's and worker's part already
+        total = self.dataset.total
+        part = range(total * index // count, total * (index + 1) // count)
+        chosen = self.dataset.subset(slice(part.start, part.stop))
+        return type(self)(chosen, name=self.name, identity=digest(self.identity, part), origin=self.origin, part=part)
 
     def counters(self) -> dict[str, Any]:
-        if not self.dataset.indexed:
-            return {}
-        stats = self.dataset.stats()
-        return {"source": {name: value for name, value in stats.items() if isinstance(value, (int, float, str))}}
+        way = {} if self.origin is None else self.origin.counters()
+        return way | ({"source": self.dataset.stats()} if self.dataset.indexed else {})
 
     def close(self) -> None:
-        if self.origin is not None:
+        if self.origin is not None and self.part is None:
             self.dataset.close()
+
+
+class _Undivided(Session):
+    """A session that reads everything, whatever rank or worker this is."""
+
+    def topology(self) -> Topology:
+        return Topology(0, 1, 0, 1, 1)
+
+
+def _undivided(session: Session) -> Session:
+    """A copy of a session that reads everything."""
+    found = object.__new__(_Undivided)
+    found.__dict__.update(session.__dict__)
+    found._rank, found._world, found._drop_last = 0, 1, False
+    return found
 
 
 class StoreFeed(Feed):
@@ -132,8 +164,7 @@ class StoreFeed(Feed):
     def open(self, position: int = 0, mark: Mark | None = None) -> Reading:
         if self.random:
             return IteratorReading(lambda: self._from(position), position)
-        stream = self.store.stream()
-        return IteratorReading(lambda: stream, position, skip=position, close=stream.close)
+        return IteratorReading(self.store.stream, position, skip=position)
 
     def _from(self, position: int) -> Iterator[Any]:
         chunks: Any = self.store.chunks()

@@ -321,7 +321,7 @@ class Course:
                     self._samples += len(part.samples)
                     self._nbytes += part.nbytes
                     self._turn.notify_all()
-        except BaseException as failure:  # it is the reader's, who raises it
+        except BaseException as failure:  # noqa: BLE001 - it is the reader's, who raises it
             error = failure
         with self._turn:
             self._ended.append(error)

@@ -282,7 +282,7 @@ class Line:
                     self._feed, self._reading = self._recovery.open(self.position)
                 samples = self._reading.take(count)
                 break
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - raised by `after` unless it passes
                 self.close()
                 attempt += 1
                 self._recovery.after(error, self._feed, self.position, attempt, started)

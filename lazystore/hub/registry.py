@@ -19,6 +19,7 @@ __all__ = [
     "DatasetSpec",
     "choose",
     "find_dataset",
+    "near",
     "register_dataset",
     "registered_datasets",
     "unregister_dataset",
@@ -38,7 +39,8 @@ class DatasetSpec:
     Attributes:
         name: what users call it.
         path: hub id (``"org/name"``), or any other source that :class:`StreamingDatasetWrapper` reads: an iterable,
-            a function that makes one, a ``StreamingDataset``...
+            a function that makes one, a ``StreamingDataset``...; or a mapping of splits to these. A single source has
+            no splits: it is read whatever split is asked for.
         config: the hub's name of the part, if it has several.
         splits: split as asked for -> split as the source calls it; one that is not in it is asked for as it is.
         columns: what a column is for (its role: ``"text"``, ``"question"``, ``"label"``; each processor has its own)
@@ -46,7 +48,7 @@ class DatasetSpec:
         modalities: of its samples, out of ``"text"``, ``"image"`` and ``"audio"``.
         task: what it is for; ``task_type=`` finds it by this.
         processor: what makes the sample of the columns: a processor's name (see :mod:`lazystore.hub.samples`), or a
-            function ``(spec, row, index, encode, config) -> dict``
+            function ``(spec, row, index, encode, config) -> dict``.
         revision: branch, tag or commit on the hub.
         labels: names of the classes, by number.
 
@@ -234,7 +236,7 @@ def register_dataset(spec: DatasetSpec | str, path: Any = None, *, replace: bool
         known = [one.name for one in dataclasses.fields(DatasetSpec)]
         for name in fields:
             if name not in known:
-                raise ConfigError(f"a dataset has no {name!r}{_near(name, known)}; its fields are {', '.join(known)}")
+                raise ConfigError(f"a dataset has no {name!r}{near(name, known)}; its fields are {', '.join(known)}")
         spec = DatasetSpec(name=spec, path=path, **fields)
     if replace:
         _known[spec.name] = spec
@@ -272,7 +274,7 @@ def find_dataset(name: str) -> DatasetSpec:
     spec = _known.get(name) if isinstance(name, str) else None
     if spec is None:
         raise ConfigError(
-            f"no dataset is called {name!r}{_near(name, _known)}; known are {', '.join(_known)};"
+            f"no dataset is called {name!r}{near(name, _known)}; known are {', '.join(_known)};"
             " register_dataset() adds yours"
         )
     return spec
@@ -322,11 +324,11 @@ def _check_task(task: Any) -> None:
     tasks = list(dict.fromkeys(spec.task for spec in list(_known.values())))
     if task not in tasks:
         raise ConfigError(
-            f"task_type={task!r} is no task of a registered dataset{_near(task, tasks)}; tasks are {', '.join(tasks)}"
+            f"task_type={task!r} is no task of a registered dataset{near(task, tasks)}; tasks are {', '.join(tasks)}"
         )
 
 
-def _near(name: Any, known: Iterable[str]) -> str:
+def near(name: Any, known: Iterable[str]) -> str:
     """``; did you mean ...``, if anything is like it."""
     if not isinstance(name, str):
         return ""

@@ -34,7 +34,9 @@ __all__ = ["Repository", "access_error", "hub_endpoint", "hub_headers", "hub_tok
 
 #: Seconds one attempt may be silent.
 PATIENCE_S = 10.0
-ATTEMPTS = 5
+#: Attempts in all, and where nobody listens.
+ATTEMPTS = 8
+BRIEF_ATTEMPTS = 4
 #: An answer about a repository of 50,000 files has some 20 MB.
 MAX_ANSWER = 256 << 20
 #: The hub's list of files may be cut at about so many (huggingface_hub asks for it page by page then).
@@ -183,7 +185,7 @@ def access_error(name: str, *, token: bool, detail: str = "") -> HubAccessError:
 
 
 def _ask(url: str, name: str, revision: str | None, headers: Mapping[str, str], timeout: float) -> bytes:
-    retries = Retries(attempts=ATTEMPTS, base_s=0.2)
+    retries, brief = Retries(attempts=ATTEMPTS, base_s=0.1), Retries(attempts=BRIEF_ATTEMPTS, base_s=0.1)
     began, attempt = time.monotonic(), 0
     while True:
         attempt += 1
@@ -192,7 +194,8 @@ def _ask(url: str, name: str, revision: str | None, headers: Mapping[str, str], 
             status, answered, body = _get(url, headers, max(0.001, min(left, PATIENCE_S)))
         except OSError as error:
             cause: Exception = error
-            wait = retries.delay(attempt, error, left)
+            nobody = not isinstance(error, (TimeoutError, ConnectionError)) or isinstance(error, ConnectionRefusedError)
+            wait = (brief if nobody else retries).delay(attempt, error, left)
         else:
             if status == 200:
                 return body
@@ -268,7 +271,9 @@ def _get(url: str, headers: Mapping[str, str], timeout: float) -> tuple[int, dic
                 url = further
                 continue
             try:
-                body = answer.read(MAX_ANSWER)
+                if int(told.get("content-length") or 0) > MAX_ANSWER:
+                    raise ConnectionError(f"the hub answers with {told['content-length']} bytes")
+                body = answer.read()  # of a length given would not notice that the answer is cut
             except HTTPException as error:
                 raise ConnectionError(f"the hub's answer is cut: {error!r}") from error
             return status, told, body

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lazystore.hub.registry import DatasetSpec
     from lazystore.hub.tokenizing import Encoder
 
-__all__ = ["PROCESSORS", "ROLES", "SYNTHETIC", "Fields", "as_text", "check_spec", "column_of", "process"]
+__all__ = ["PROCESSORS", "SYNTHETIC", "Fields", "as_text", "check_spec", "column_of", "process"]
 
 #: Key of a raw row that was made up; its sample is marked.
 SYNTHETIC = "__synthetic__"
@@ -366,5 +366,3 @@ PROCESSORS: dict[str, Processor] = {
     "audio_qa": Processor(_audio_qa, ("audio", "question"), ("answer", "context", "options", "label", "sampling_rate")),
     "multimodal": Processor(_any, (), ("text", "image", "audio", "label", "sampling_rate"), generates=False),
 }
-#: Every role that a processor knows.
-ROLES = tuple(dict.fromkeys(role for known in PROCESSORS.values() for role in (*known.needs, *known.takes)))

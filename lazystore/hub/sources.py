@@ -88,7 +88,7 @@ def fallback_of(feed: Feed) -> Feed | None:
 
 
 def _known(source: Any) -> Feed | None:
-    """The feed of what a library made, ours or ``datasets``; neither is imported to find out."""
+    """The feed of what we or ``datasets`` made; nothing is imported to find out, as whoever made it has done so."""
     datasets = sys.modules.get("datasets")
     if datasets is not None:
         if isinstance(source, datasets.IterableDataset):
@@ -103,13 +103,16 @@ def _known(source: Any) -> Feed | None:
             raise ConfigError(
                 f"a {type(source).__name__} is several splits: give one, of {', '.join(map(repr, source))}"
             )
-    from lazystore.lazy.store import LazyStore
-    from lazystore.streaming.dataset import StreamingDataset
+    streaming = sys.modules.get("lazystore.streaming.dataset")
+    if streaming is not None and isinstance(source, streaming.StreamingDataset):
+        from lazystore.hub.own_sources import DatasetFeed
 
-    if isinstance(source, (StreamingDataset, LazyStore)):
-        from lazystore.hub.own_sources import DatasetFeed, StoreFeed
+        return DatasetFeed(source)
+    lazy = sys.modules.get("lazystore.lazy.store")
+    if lazy is not None and isinstance(source, lazy.LazyStore):
+        from lazystore.hub.own_sources import StoreFeed
 
-        return DatasetFeed(source) if isinstance(source, StreamingDataset) else StoreFeed(source)
+        return StoreFeed(source)
     return None
 
 

@@ -106,7 +106,7 @@ class StreamingDatasetWrapper(TorchKind):
         self._transform, self._on_error = transform, on_error
         self._timeout = seconds("timeout", timeout)
         self._attempts = 1 + whole("retries", retries, least=0)
-        self._feed = feed_of(
+        self._feed = source if isinstance(source, Feed) else feed_of(
             source, config=config, split=split, columns=columns, revision=revision, token=token, via=via,
             streaming=streaming, memory=self._memory, timeout=self._timeout, retries=retries,
         )  # fmt: skip
@@ -181,12 +181,11 @@ class StreamingDatasetWrapper(TorchKind):
         reader = self._reader(part)
         with self._lock:
             entry = self._present()
-            if entry.part != part and entry.position:
-                if entry.part[1] > 1 or part[1] > 1 and not reader.whole:
-                    raise ConfigError(
-                        f"the state that was loaded is that of reader {entry.part[0]} of {entry.part[1]}, and this is "
-                        f"reader {part[0]} of {part[1]} (ranks and workers): load it where it was taken"
-                    )
+            if entry.position and entry.part != part and not (entry.part[1] == 1 and reader.whole):
+                raise ConfigError(
+                    f"the state that was loaded is that of reader {entry.part[0]} of {entry.part[1]}, and this is "
+                    f"reader {part[0]} of {part[1]} (ranks and workers): load it where it was taken"
+                )
             if entry.mark is not None:
                 reader.enter_at(entry.mark)
             progress = Progress(entry.position, self.epoch, entry.mark)

@@ -1,4 +1,4 @@
-"""A local hub of dataset repositories in a process of its own: the handle, and the command line.
+"""A local hub of dataset repositories in a process of its own: the handle, and the program that is the server.
 
     with LocalHub(latency_ms=20) as hub:
         hub.add("org/name", {"README.md": b"...", "data/train-0000.parquet": Path("train.parquet")})
@@ -14,6 +14,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ __all__ = ["LocalHub", "main"]
 
 DEFAULT_LOG = 4096
 CARD = "README.md"
+REPO_NAME = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?")
 
 #: Names of files that the Hub keeps beside git unless told otherwise (its default .gitattributes).
 LFS_ENDINGS = (
@@ -154,15 +156,21 @@ class LocalHub(ServerProcess):
             The commit's id: the same for the same files in every run.
 
         Raises:
-            ConfigError: a path that no repository could hold.
+            ConfigError: a name that no repository could have, or a path that none could hold.
             MissingExtraError: the card has metadata and PyYAML is missing.
             OSError: a file cannot be read.
         """
+        if not REPO_NAME.fullmatch(repo):
+            raise ConfigError(f"{repo!r} cannot be a repository's name; take one such as 'org/name'")
         endings = (LFS_ENDINGS if redirect else ()) if isinstance(redirect, bool) else tuple(redirect)
         folder = Path(self._places["folder"])
         stored = [store_file(path, files[path], folder, lfs=path.lower().endswith(endings)) for path in sorted(files)]
         commit = commit_of(repo, stored)
-        card = (folder / next(file.sha256 for file in stored if file.path == CARD)).read_text() if CARD in files else ""
+        card = (
+            (folder / next(file.sha256 for file in stored if file.path == CARD)).read_text("utf-8")
+            if CARD in files
+            else ""
+        )
         tokens = [token] if isinstance(token, str) else list(token or ())
         manifest = {
             "repo": repo,
@@ -175,7 +183,10 @@ class LocalHub(ServerProcess):
             "tokens": tokens,
             "files": [asdict(file) for file in stored],
         }
-        self._ask("POST", "add", manifest)
+        # By a file: the names of ten thousand files are more than a request may hold.
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as listed:
+            json.dump(manifest, listed)
+        self._ask("POST", "add", {"manifest": os.path.basename(listed.name)})
         return commit
 
     def remove(self, repo: str) -> None:

@@ -8,6 +8,7 @@ the object store. This module runs in the server's process; the handle is ``hub.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import posixpath
 import socket
@@ -15,6 +16,7 @@ import urllib.parse
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lazystore.errors import ConfigError
@@ -85,35 +87,38 @@ class HubConnection(Connection):
 
 
 class Door:
-    """A port that can be shut, so that connecting is refused, and opened again."""
+    """A port that can be shut, so that connecting is refused, and opened again. It stays ours all the while."""
 
     def __init__(self, service: HubService) -> None:
         self._service = service
         self._server: asyncio.Server | None = None
-        self.port = 0
 
-    def open(self, port: int = 0) -> None:
-        """Listen; the task that accepts begins with the loop's next turn."""
-        self._bind(port or self.port)
-        self._socket.listen(BACKLOG)
-        self._task = asyncio.get_running_loop().create_task(self._accept())
-
-    def _bind(self, port: int) -> None:
+    def claim(self, port: int) -> None:
+        """Take the port, or any that is free if 0, without listening."""
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((HOST, port))
-        self.port = self._socket.getsockname()[1]
+        self.port = int(self._socket.getsockname()[1])
 
-    async def _accept(self) -> None:
-        make = lambda: HubConnection(self._service)  # noqa: E731
-        self._server = await asyncio.get_running_loop().create_server(make, sock=self._socket, backlog=BACKLOG)
+    def open(self) -> None:
+        """Listen; accepting begins with the loop's next turn."""
+        self._socket.listen(BACKLOG)
+        self._task = asyncio.get_running_loop().create_task(self._accept(self._socket))
+
+    async def _accept(self, listening: socket.socket) -> None:
+        make = functools.partial(HubConnection, self._service)
+        server = await asyncio.get_running_loop().create_server(make, sock=listening, backlog=BACKLOG)
+        if self._socket is listening:
+            self._server = server
+        else:  # shut meanwhile
+            server.close()
 
     def shut(self) -> None:
         """Stop listening; open connections stay."""
-        self._task.cancel()
         if self._server is not None:
             self._server.close()
-        self._socket.close()
+            self._server = None
+        self.claim(self.port)
 
 
 class HubService(Service):
@@ -141,8 +146,9 @@ class HubService(Service):
     async def listen(self, port: int) -> str:
         """Open all ports; returns the URLs, as JSON."""
         control = await super().listen(0)
-        self._hub.open(port)
-        self._cdn.open()
+        for door, wanted in ((self._hub, port), (self._cdn, 0)):
+            door.claim(wanted)
+            door.open()
         hub = f"http://{HOST}:{self._hub.port}"
         return json.dumps({"endpoint": hub, "cdn": self._cdn_url, "control": control, "folder": self._folder})
 
@@ -220,13 +226,14 @@ class HubService(Service):
             return super()._control(request)
         try:
             self._obey(verb, json.loads(request.body))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OSError) as error:
             return bytes_answer(request, 400, f"{error}\n".encode(), "text/plain; charset=utf-8")
         return json_answer(request, {})
 
     def _obey(self, verb: str, values: dict[str, Any]) -> None:
         if verb == "add":
-            self._repos.setdefault(values["repo"], Repo(values["repo"])).add(values)
+            manifest = json.loads(Path(self._folder, values["manifest"]).read_text())
+            self._repos.setdefault(manifest["repo"], Repo(manifest["repo"])).add(manifest)
         elif verb == "remove":
             if self._repos.pop(values["repo"], None) is None:
                 raise ConfigError(f"there is no {values['repo']!r}; there are: {', '.join(self._repos) or 'none'}")
@@ -248,7 +255,9 @@ class HubService(Service):
         try:
             return self._find_answer(request)
         except Refusal as refusal:
-            more = f"X-Error-Message: {refusal}\r\n{refusal.more}"
+            # What was asked for is part of some messages: no line ends, nothing beyond ASCII.
+            message = str(refusal).encode("unicode_escape").decode()
+            more = f"X-Error-Message: {message}\r\n{refusal.more}"
             if refusal.code:
                 more = f"X-Error-Code: {refusal.code}\r\n{more}"
             return json_answer(request, {"error": str(refusal)}, refusal.status, more)
@@ -290,12 +299,15 @@ class HubService(Service):
         entries = commit.tree(path, recursive=_is_true(query.get("recursive", "")), expand=expand)
         if entries is None:
             raise Refusal(404, "EntryNotFound", f"{path} does not exist on {commit.sha!r}")
-        begin = int(query.get("cursor", "0"))
+        cursor = query.get("cursor", "0")
+        if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 9:
+            raise Refusal(400, "", "Invalid cursor")
+        begin = int(cursor)
         end = begin + min(self._weather.page, EXPANDED_PAGE if expand else PAGE)
         more = ""
         if end < len(entries):
             again = urllib.parse.urlencode({**query, "cursor": end})
-            here = f"http://{request.headers['host']}{request.target.partition('?')[0]}"
+            here = f"http://{HOST}:{self._hub.port}{request.target.partition('?')[0]}"
             more = f'Link: <{here}?{again}>; rel="next"\r\n'
         return json_answer(request, entries[begin:end], more=more)
 
@@ -330,9 +342,9 @@ class HubService(Service):
             raise StoreError(400, "InvalidArgument", "Only one auth mechanism allowed")
         if parse_target(request.target)[1].get("Signature") != str(self._signature):
             raise StoreError(403, "AccessDenied", "Request has expired")
-        repo_id, rest = (
-            ("/".join(parts[1:3]), parts[3:]) if "/".join(parts[1:3]) in self._repos else (parts[1], parts[2:])
-        )
+        # The name has one part or two, the commit's id one, the path any number.
+        count = 2 if "/".join(parts[1:3]) in self._repos else 1
+        repo_id, rest = "/".join(parts[1 : 1 + count]), parts[1 + count :]
         repo = self._repos.get(repo_id)
         commit = repo.find(rest[0]) if repo is not None and rest else None
         file = commit.files.get("/".join(rest[1:])) if commit is not None else None
@@ -410,11 +422,18 @@ def split_revision(parts: list[str] | tuple[str, ...]) -> tuple[str, str]:
 
 
 def paths_asked(request: Request) -> tuple[list[str], bool]:
-    """The paths that a request's body names, as a form or as JSON, and whether their commits are wanted."""
-    if "json" in request.headers.get("content-type", ""):
-        values = json.loads(request.body)
-        return list(values["paths"]), bool(values.get("expand"))
-    form = urllib.parse.parse_qs(request.body.decode())
+    """The paths that a request's body names, as a form or as JSON, and whether their commits are wanted.
+
+    Raises:
+        Refusal: 400, it does not.
+    """
+    try:
+        if "json" in request.headers.get("content-type", ""):
+            values = json.loads(request.body)
+            return [str(path) for path in values["paths"]], bool(values.get("expand"))
+        form = urllib.parse.parse_qs(request.body.decode())
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise Refusal(400, "", "Send paths and expand, as a form or as JSON") from None
     return form.get("paths", []), _is_true(form.get("expand", [""])[0])
 
 

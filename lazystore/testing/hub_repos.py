@@ -6,9 +6,11 @@ Plain values; knows neither HTTP nor where the bytes lie.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import posixpath
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ __all__ = ["Commit", "HubFile", "Repo", "commit_of", "store_file"]
 
 MAIN = "main"
 POINTER_SIZE = 135
+COPIED_AT_ONCE = 1 << 20
 DATE = "2024-01-01T00:00:00.000Z"
 
 
@@ -185,18 +188,20 @@ def store_file(path: str, content: bytes | str | os.PathLike[str], folder: Path,
         ConfigError: a path that no repository could hold.
         OSError: ``content`` names a file that cannot be read.
     """
-    if posixpath.normpath(path) != path or path.startswith(("/", "..")) or path in ("", "."):
+    if posixpath.normpath(path) != path or path.startswith(("/", "../")) or path in (".", ".."):
         raise ConfigError(f"{path!r} is not a path inside a repository; take one such as 'data/train.parquet'")
-    data = content if isinstance(content, bytes) else Path(content).read_bytes()
-    sha256 = hashlib.sha256(data).hexdigest()
-    target = folder / sha256
-    if not target.exists():
-        partial = folder / f"{sha256}.{os.getpid()}"
-        partial.write_bytes(data)
-        partial.replace(target)
-    oid = hashlib.sha1(b"blob %d\0" % len(data), usedforsecurity=False)
-    oid.update(data)
-    return HubFile(path, len(data), oid.hexdigest(), sha256, lfs)
+    size = len(content) if isinstance(content, bytes) else os.path.getsize(content)
+    sha256, oid = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with (
+        io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as source,
+        tempfile.NamedTemporaryFile(dir=folder, delete=False) as copy,
+    ):
+        while piece := source.read(COPIED_AT_ONCE):
+            sha256.update(piece)
+            oid.update(piece)
+            copy.write(piece)
+    os.replace(copy.name, folder / sha256.hexdigest())
+    return HubFile(path, size, oid.hexdigest(), sha256.hexdigest(), lfs)
 
 
 def commit_of(repo: str, files: Sequence[HubFile]) -> str:

@@ -7,13 +7,16 @@ them calls :func:`start` at its own import, before any module of tests is.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
+import gc
 import os
 import shutil
 import sys
 import tempfile
 import types
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -46,6 +49,17 @@ def start() -> LocalHub:
     atexit.register(clear)
     os.environ |= hub.environment(home)
     return hub
+
+
+@contextlib.contextmanager
+def stray_loops_collected() -> Iterator[None]:
+    """`datasets` leaves an event loop unclosed for each pass over a folder of pictures or sounds; they go in here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            yield
+        finally:
+            gc.collect()
 
 
 def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,3 +32,10 @@ def published(hub: LocalHub) -> Callable[[str], str]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets` tries again at once instead of after seconds."""
     the_hub.be_impatient(monkeypatch)
+
+
+@pytest.fixture
+def stray_loops() -> Iterator[None]:
+    """For tests that have `datasets` read a folder of pictures or sounds: the event loops it forgets are no error."""
+    with the_hub.stray_loops_collected():
+        yield

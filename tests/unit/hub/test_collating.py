@@ -145,7 +145,8 @@ def test_recordings_with_channels_are_padded_in_time() -> None:
         ([True, False], [1, 0], np.int64),
         ([np.int32(1), 2], [1, 2], np.int64),
         ([1, 0.5], [1, 0.5], np.float32),
-        ([[1, 2], [3]], [[1, 2], [3, IGNORED]], np.int64),
+        ([[1, 2], [3]], [[1, 2], [3]], None),
+        ([[1, 0, 1], [0, 1, 1]], [[1, 0, 1], [0, 1, 1]], np.int64),
         ([[0.5, 1.0], [1.0, 0.0]], [[0.5, 1.0], [1.0, 0.0]], np.float64),
         (["cat", "dog"], ["cat", "dog"], None),
         ([1, "dog"], [1, "dog"], None),
@@ -164,6 +165,45 @@ def test_labels_become_an_array_where_they_are_of_one_kind(labels: list[Any], fo
 def test_a_batch_of_token_labels_and_classes_is_a_list() -> None:
     batch = collate([tokens(1, 2, labels=True), sample(labels=3)])["labels"]
     assert isinstance(batch, list) and batch[0].tolist() == [1, 2] and batch[1] == 3
+
+
+def test_labels_that_are_not_of_tokens_are_not_padded_as_tokens_are() -> None:
+    batch = collate([tokens(1, 2) | {"labels": [1, 0, 1]}, tokens(1) | {"labels": [0, 1, 1]}], multiple_of=8)
+    assert batch["labels"].tolist() == [[1, 0, 1], [0, 1, 1]] and batch["input_ids"].shape == (2, 8)
+
+
+def test_a_spectrogram_in_the_place_of_a_recording_is_stacked() -> None:
+    bare = {"array": np.zeros(3)}
+    assert collate([sample(audio=bare)])["audio"] == [bare]
+    assert collate([sample(audio=np.zeros((4, 5))), sample(audio=np.zeros((4, 5)))])["audio"].shape == (2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"input_ids": ["a", "b"]},
+        {"input_ids": 5},
+        {"attention_mask": None},
+        {"input_ids": [[1, 2]]},
+        {"audio": {"array": 5.0, "sampling_rate": 8}},
+        {"audio": {"array": ["a"], "sampling_rate": 8}},
+    ],
+)
+def test_parts_that_are_not_what_they_should_be_are_named(parts: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(parts))):
+        collate([sample(**parts)])
+
+
+def test_values_that_are_no_arrays_stay_what_they_are() -> None:
+    class Elsewhere:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            raise TypeError("it is on a GPU")
+
+    value = Elsewhere()
+    words = np.array(["a", "b"])
+    assert collate([sample(v=value, w=words)])["v"] == [value]
+    made = MultimodalCollator(tensors="numpy")([sample(w=words), sample(w=words[:1])])["w"]
+    assert made[0] is words
 
 
 def test_what_else_samples_have_is_stacked_where_it_can_be() -> None:

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from lazystore.errors import FormatError, MissingExtraError, UnsafeDataError
 from lazystore.hub import media
@@ -45,7 +45,8 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 IMAGES = {form: image_file(form) for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM", "WEBP")}
-SOUNDS = {form: sound_file(form) for form in ("WAV", "FLAC", "OGG", "AIFF")}
+KNOWN = soundfile.available_formats()  # MP3 since libsndfile 1.1
+SOUNDS = {form: sound_file(form) for form in ("WAV", "FLAC", "OGG", "AIFF", "MP3") if form in KNOWN}
 
 
 # -- images ---------------------------------------------------------------------------------
@@ -126,14 +127,23 @@ def test_other_bytes_are_refused_with_what_would_be_taken(data: bytes) -> None:
         decode_image(data)
 
 
-def test_postscript_is_never_given_to_an_interpreter(tmp_path: Any) -> None:
-    """Pillow runs Ghostscript for EPS files; these are real ones."""
+def test_postscript_is_never_given_to_an_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow runs Ghostscript for EPS files; this is a real one."""
+    started: list[Any] = []
+
+    def ghostscript(*given: Any, **options: Any) -> Any:
+        started.append(given)
+        return Image.new("RGB", (4, 4)).im
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
     eps = image_file("EPS", Image.new("RGB", (4, 4)))
-    assert Image.open(io.BytesIO(eps)).format == "EPS"
-    with pytest.raises(FormatError):
+    with pytest.raises(FormatError, match="no image"):
         decode_image(eps)
-    with pytest.raises(FormatError):
+    with pytest.raises(FormatError, match="no image"):
         decode_image({"bytes": eps, "path": "innocent.png"})
+    assert not started
+    Image.open(io.BytesIO(eps)).load()
+    assert started, "pillow itself would have"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -183,7 +193,7 @@ def test_a_mapping_without_bytes_is_refused(decode: Any, value: Any) -> None:
 def test_a_sound_file_becomes_floats_at_its_own_rate(form: str, wrap: Any) -> None:
     audio = decode_audio(wrap(SOUNDS[form]))
     assert audio["sampling_rate"] == 8000 and audio["array"].dtype == np.float32 and audio["array"].shape == (800,)
-    assert np.abs(audio["array"] - WAVE).max() < (0.2 if form == "OGG" else 1e-4)
+    assert np.abs(audio["array"] - WAVE).max() < (0.3 if form in ("OGG", "MP3") else 1e-4)
 
 
 def test_several_channels_become_their_mean() -> None:
@@ -244,11 +254,23 @@ def test_bytes_that_are_no_sound_are_refused(data: bytes) -> None:
         decode_audio(data)
 
 
-@pytest.mark.parametrize("form", ["WAV", "FLAC", "AIFF"])
+@pytest.mark.parametrize("form", [form for form in SOUNDS if form != "OGG"])  # whose header has no length
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_a_recording_that_is_cut_short_is_refused(form: str, part: float) -> None:
     with pytest.raises(FormatError):
         decode_audio(SOUNDS[form][: int(len(SOUNDS[form]) * part)])
+
+
+def test_a_header_that_points_before_the_file_raises_nothing_inside_the_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    damaged = bytearray(SOUNDS["AIFF"])
+    damaged[39] = 255
+    with pytest.raises(FormatError, match=r"cannot be read: [^<]*$"):
+        decode_audio(bytes(damaged))
+    assert not seen
 
 
 def test_a_file_written_to_a_pipe_has_no_length_in_its_header() -> None:

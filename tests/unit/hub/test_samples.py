@@ -178,6 +178,19 @@ def test_what_is_no_text_is_refused_with_its_place(value: Any) -> None:
         process(a_spec(), {"text": value}, 8)
 
 
+def test_lists_nested_without_end_are_refused() -> None:
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    for row in ({"text": nested}, {"text": "a", "label": nested}):
+        with pytest.raises(SampleError, match="sample 1: RecursionError"):
+            process(a_spec(), row, 1)
+    with pytest.raises(SampleError, match="sample 1"):
+        process(of_row("beans"), {"image": nested, "labels": 0}, 1)
+    while nested:  # taken apart by hand: freeing it would recurse as well
+        nested = nested.pop()
+
+
 @pytest.mark.parametrize(
     ("label", "names", "found"),
     [

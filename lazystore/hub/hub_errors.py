@@ -1,0 +1,150 @@
+"""What errors of `datasets` and `huggingface_hub` mean, told as ours: what to open, and why it did not.
+
+Errors while samples are read reach the reader as they are; whether those may pass is ``recovery``'s business.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from lazystore.cache.retries import Retries, may_pass
+from lazystore.errors import (
+    ConfigError,
+    DatasetNotFoundError,
+    FetchError,
+    LazyStoreError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from lazystore.hub.hub_name import HubName
+
+__all__ = ["translated"]
+
+R = TypeVar("R")
+_QUOTED = re.compile(r"'([^']+)'")
+#: By name: the packages that define them are not imported to ask.
+_REFUSED = frozenset({"GatedRepoError", "DisabledRepoError"})
+_ABSENT = frozenset({
+    "DatasetNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError", "EmptyDatasetError",
+    "DataFilesNotFoundError",
+})  # fmt: skip
+_TRANSIENT = frozenset({
+    "ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "RemoteProtocolError", "Timeout",
+    "TimeoutException", "ChunkedEncodingError", "ClientError", "ServerDisconnectedError", "ClientConnectorError",
+    "LocalEntryNotFoundError",
+})  # fmt: skip
+
+
+def translated(load: Callable[[], R], hub: HubName) -> R:
+    """What ``load`` gives; failures that may pass are tried again, within the name's ``timeout`` and ``retries``.
+
+    Raises:
+        DatasetNotFoundError, HubAccessError, ConfigError, UnsupportedError, FetchError: with the cause chained.
+        Anything else as it is.
+    """
+    retries = Retries(attempts=hub.retries, base_s=0.2, retryable=_may_pass)
+    began, attempt = time.monotonic(), 0
+    while True:
+        attempt += 1
+        try:
+            return load()
+        except LazyStoreError:
+            raise
+        except Exception as error:
+            wait = retries.delay(attempt, error, began + hub.timeout - time.monotonic())
+            if wait is None:
+                found = _meaning(error, hub, attempt, time.monotonic() - began)
+                if found is None:
+                    raise
+                raise found from error
+        time.sleep(wait)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it."""
+    led: BaseException | None = error
+    seen: set[int] = set()
+    while led is not None and id(led) not in seen:
+        seen.add(id(led))
+        yield led
+        led = led.__cause__ or led.__context__
+
+
+def _names(error: BaseException) -> frozenset[str]:
+    return frozenset(kind.__name__ for kind in type(error).__mro__)
+
+
+def _status(error: BaseException) -> int:
+    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
+
+
+def _may_pass(error: BaseException) -> bool:
+    if "OfflineModeIsEnabled" in {type(one).__name__ for one in _chain(error)}:
+        return False
+    status = next((found for found in map(_status, _chain(error)) if found), 0)
+    if status:
+        return status in (408, 429) or status >= 500
+    if _names(error) & _ABSENT:
+        return False
+    return may_pass(error) or bool(_names(error) & _TRANSIENT)
+
+
+def _meaning(error: Exception, hub: HubName, attempts: int, elapsed: float) -> LazyStoreError | None:
+    """The error of ours that says the same; None: there is none."""
+    from lazystore.hub.repository import access_error
+
+    text = str(error)
+    chain = list(_chain(error))
+    statuses = [found for found in map(_status, chain) if found]
+    gated = any(_names(one) & _REFUSED for one in chain) or "is a gated dataset" in text
+    if gated or (statuses and statuses[0] in (401, 403) and "RepositoryNotFoundError" not in _all_names(chain)):
+        return access_error(hub.name, token=isinstance(hub.token, str), detail=text)
+    if _names(error) & _ABSENT:
+        is_there = _names(error) & {"EmptyDatasetError", "DataFilesNotFoundError"}
+        remedy = "there is nothing to read" if is_there else "check name and revision, or give a token= that may see it"
+        return DatasetNotFoundError(f"{hub.name}: {text.rstrip('.')}: {remedy}")
+    if "scripts are no longer supported" in text:
+        return UnsupportedError(
+            f"{hub.name} is made by a script, which is not run; many such have been converted by the hub: "
+            "revision='refs/convert/parquet'"
+        )
+    if isinstance(error, ValueError):
+        return _of_arguments(text, hub)
+    if "OfflineModeIsEnabled" in _all_names(chain):
+        return FetchError(f"{hub.name}: HF_HUB_OFFLINE is set, and it is not in the cache: {text}")
+    if _may_pass(error):
+        return FetchError(
+            f"{hub.name} could not be opened in {attempts} attempts and {elapsed:.1f} s: {text}; look whether the hub "
+            "answers, or give more timeout= and retries=",
+            attempts=attempts, elapsed=elapsed,
+        )  # fmt: skip
+    if isinstance(error, FileNotFoundError):
+        return DatasetNotFoundError(f"{hub.name}: {text}")
+    return None
+
+
+def _all_names(chain: list[BaseException]) -> set[str]:
+    return {name for one in chain for name in _names(one)}
+
+
+def _of_arguments(text: str, hub: HubName) -> LazyStoreError | None:
+    """What a ValueError of ``load_dataset`` says of config and split."""
+    from lazystore.hub.data_files import near
+
+    if "BuilderConfig" in text and "not found" in text:
+        known = _QUOTED.findall(text.partition("Available:")[2])
+        return ConfigError(
+            f"{hub.name} has no config {hub.config!r}, it has {', '.join(known)}{near(str(hub.config), known)}"
+        )
+    if "Config name is missing" in text:
+        known = _QUOTED.findall(text.partition("\n")[0])
+        return ConfigError(f"{hub.name} has several configs, say which one with config=: {', '.join(known)}")
+    if "Bad split" in text or "Unknown split" in text:
+        known = _QUOTED.findall(re.split(r"Available splits:|Should be one of", text)[-1])
+        remedy = "; parts of splits need streaming=False" if "[" in hub.split else near(hub.split, known)
+        return ConfigError(f"{hub.name} has no split {hub.split!r}, it has {', '.join(known)}{remedy}")
+    return None
