@@ -1,7 +1,8 @@
 """How many bytes an object holds: the weight of values whose size the caller did not say.
 
 Containers and instances are walked as the garbage collector walks them (``tp_traverse``), so none of the objects'
-own code runs but ``__sizeof__`` and, for arrays, tensors and tables, ``nbytes``.
+own code runs but ``__sizeof__`` and, for arrays, tensors and tables, ``nbytes``; of pillow's images ``mode`` and
+``size``.
 """
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawRealloc
@@ -228,7 +229,17 @@ cdef double own_bytes(PyObject* item, bint* walked) except -1:
             walked[0] = holds_objects(<object>item)
             return max(<double>getsizeof(<object>item), <double>Py_TYPE(item).tp_basicsize + (<object>item).nbytes)
         walked[0] = PyObject_IS_GC(item) and not tells(item, "memory_usage")    # pandas: __sizeof__ is deep
+        if tells(item, "getbands") and tells(item, "tobytes"):
+            return getsizeof(<object>item) + pixel_bytes(<object>item)
     return getsizeof(<object>item)
+
+
+cdef double pixel_bytes(image) except -1:
+    """Of a pillow image, which keeps several bands in four bytes; of one that is not loaded yet, what it will take."""
+    cdef str mode = image.mode
+    cdef int each = 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
+    width, height = image.size
+    return <double>width * <double>height * each
 
 
 cdef bint holds_objects(item) except -1:
@@ -326,7 +337,7 @@ def weigh(obj, Py_ssize_t limit_objects=10_000):
 
     Counted: strings, bytes, numbers, builtin containers, instances with ``__dict__`` or slots, and everything they
     refer to, each object once; arrays, tensors and tables by ``nbytes`` (a view: what it shows, not what it keeps
-    alive). Not counted: what is shared by all (interned strings, small ints, None), types, modules, functions.
+    alive), images by their pixels. Not counted: what is shared by all (interned strings, small ints, None), types, modules, functions.
 
     Raises:
         ConfigError: ``limit_objects`` is below 1.

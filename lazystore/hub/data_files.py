@@ -16,7 +16,7 @@ from typing import Any
 
 from lazystore.errors import ConfigError
 
-__all__ = ["Choice", "NotDirect", "choose", "converted_card", "matches", "near"]
+__all__ = ["Choice", "NotDirect", "choose", "converted_card", "info_of", "matches", "near"]
 
 SUFFIX = ".parquet"
 #: What a config of the card may say that does not change how its files are read.
@@ -48,13 +48,13 @@ class Choice:
     """One split of one config.
 
     Attributes:
-        config: its name; "default" where the card has none.
+        config: its name; None: none was asked for where the card has none.
         split: its name.
         files: paths in the repository, in the order in which they are read.
         info: what the card's ``dataset_info`` has about the config; empty if it has nothing.
     """
 
-    config: str
+    config: str | None
     split: str
     files: tuple[str, ...]
     info: Mapping[str, Any]
@@ -76,7 +76,7 @@ def choose(name: str, card: Mapping[str, Any], paths: Iterable[str], config: str
     paths = sorted(paths)
     _refuse_scripts(name, paths)
     configs = _configs(card)
-    infos = _infos(card)
+    chosen: str | None
     if configs:
         chosen = _config_name(name, configs, config)
         first = next(iter(configs))
@@ -84,9 +84,9 @@ def choose(name: str, card: Mapping[str, Any], paths: Iterable[str], config: str
         if first != chosen:  # the first one says of what kind all of them are
             _require_parquet(_splits_of(configs[first], paths), listed=True)
     else:
-        if config not in (None, "default", *infos):
+        if config not in (None, "default"):
             raise ConfigError(f"{name} has no config {config!r}, it has only one: leave config out")
-        chosen = config or (next(iter(infos)) if len(infos) == 1 else "default")
+        chosen = config
         splits = _require_parquet(_default_splits(paths), listed=False)
     if split not in splits:
         if "[" in split or "+" in split:
@@ -98,7 +98,14 @@ def choose(name: str, card: Mapping[str, Any], paths: Iterable[str], config: str
         raise NotDirect(f"no file fits what its card says about split {split!r}")
     if len(set(files)) < len(files):
         raise NotDirect("a file belongs to its split more than once")
-    return Choice(chosen, split, tuple(files), infos.get(chosen, {}))
+    return Choice(chosen, split, tuple(files), info_of(_infos(card), chosen))
+
+
+def info_of(infos: Mapping[str, Mapping[str, Any]], config: str | None) -> Mapping[str, Any]:
+    """What is known of a config: a single one is meant if none was asked for; empty if there is nothing."""
+    if config is None and len(infos) == 1:
+        config = next(iter(infos))
+    return infos.get(config, {}) if config is not None else {}
 
 
 def converted_card(paths: Iterable[str]) -> dict[str, Any]:
@@ -302,9 +309,8 @@ def _refuse_scripts(name: str, paths: Sequence[str]) -> None:
     script = f"{name.rpartition('/')[2]}.py"
     if script in paths:
         raise NotDirect(f"it is made by a script, {script}")
-    for other in (".huggingface.yaml", "dataset_infos.json"):
-        if other in paths:
-            raise NotDirect(f"it is described by {other}, too")
+    if ".huggingface.yaml" in paths:
+        raise NotDirect("it is described by .huggingface.yaml, too")
 
 
 def _require_parquet(splits: dict[str, list[str]], *, listed: bool) -> dict[str, list[str]]:

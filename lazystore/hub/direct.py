@@ -6,6 +6,7 @@ Parquet is :class:`NotDirect`, with the reason; reading that is ``hub_name.py``'
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,9 @@ from lazystore.errors import ConfigError, FetchError
 from lazystore.formats.arrow import ParquetFormat
 from lazystore.formats.format import Opened, Options, Place
 from lazystore.formats.parquet_images import ParquetFooter
-from lazystore.hub.data_files import NotDirect, choose, converted_card, near
+from lazystore.hub.data_files import Choice, NotDirect, choose, converted_card, info_of, near
 from lazystore.hub.features import Decoding, Feature, card_features, decoding_of, fits, schema_features, stored_as
-from lazystore.hub.repository import Repository, access_error, hub_headers, hub_token, read_repository
+from lazystore.hub.repository import Repository, access_error, hub_headers, hub_token, read_file, read_repository
 from lazystore.streaming.dataset import StreamingDataset
 
 __all__ = ["NotDirect", "open_direct"]
@@ -26,6 +27,8 @@ __all__ = ["NotDirect", "open_direct"]
 MAX_FILES = 1000
 #: The branch where the hub keeps datasets of other kinds, converted to Parquet: a folder a config, in it one a split.
 CONVERTED = "refs/convert/parquet"
+#: What older versions of ``datasets`` wrote beside the files: infos by config, which the card's own go before.
+LEGACY = "dataset_infos.json"
 _REFUSED = re.compile(r"HTTP 40[13]\b")
 
 
@@ -62,9 +65,15 @@ def open_direct(
     """
     if os.path.isdir(name):
         raise NotDirect(f"{name!r} is a folder here")
+    if isinstance(columns, str) or (columns is not None and not columns):
+        raise ConfigError(f"columns={columns!r} must be a list of column names, or None for all")
     shown = hub_token(token)
     repository = read_repository(name, revision=revision, token=shown, timeout=timeout)
-    form = _form(repository, config, split, columns, revision)
+    chosen = _choose(repository, config, split, converted=revision == CONVERTED)
+    features = _features(repository, chosen, shown, timeout)
+    if features is not None:
+        _check_columns(repository.name, features, columns)
+    form = HubParquet(repository.name, {path: repository.files[path] for path in chosen.files}, features)
     try:
         return StreamingDataset(
             repository.url,
@@ -77,20 +86,37 @@ def open_direct(
         raise
 
 
-def _form(
-    repository: Repository, config: str | None, split: str, columns: Sequence[str] | None, revision: str | None
-) -> HubParquet:
-    """The files of a split, as a format that brings them along."""
+def _choose(repository: Repository, config: str | None, split: str, *, converted: bool) -> Choice:
+    """The files of a split."""
     if not repository.whole:
         raise NotDirect("it has so many files that the hub may not have named all")
-    card = repository.card or (converted_card(repository.files) if revision == CONVERTED else {})
+    card = {**repository.card, **converted_card(repository.files)} if converted else repository.card
     chosen = choose(repository.name, card, repository.files, config, split)
     if len(chosen.files) > MAX_FILES:
         raise NotDirect(f"it has {len(chosen.files)} files, whose footers would all be read first")
-    features = card_features(chosen.info)
-    if features is not None:
-        _check_columns(repository.name, features, columns)
-    return HubParquet(repository.name, {path: repository.files[path] for path in chosen.files}, features)
+    return chosen
+
+
+def _features(
+    repository: Repository, chosen: Choice, token: str | None, timeout: float
+) -> Mapping[str, Feature] | None:
+    """What is written about the columns beside the files; None: nothing is."""
+    info = chosen.info
+    if not info and LEGACY in repository.files:
+        info = _legacy_info(read_file(repository, LEGACY, token=token, timeout=timeout), chosen.config)
+    return card_features(info)
+
+
+def _legacy_info(written: bytes, config: str | None) -> Mapping[str, Any]:
+    """What the file has about a config."""
+    try:
+        infos = json.loads(written)
+    except ValueError as error:
+        raise NotDirect(f"its {LEGACY} is no JSON: {error}") from error
+    if not isinstance(infos, Mapping) or not all(isinstance(info, Mapping) for info in infos.values()):
+        raise NotDirect(f"its {LEGACY} is no mapping of infos")
+    # A single one has an old way to write the repository's name for its own.
+    return info_of({"default": next(iter(infos.values()))} if len(infos) == 1 else infos, config)
 
 
 def _check_columns(name: str, known: Mapping[str, Any], columns: Sequence[str] | None) -> None:
@@ -114,10 +140,10 @@ class HubParquet(ParquetFormat):
         self.dataset = dataset
         self.files = dict(files)
         self.features = features
+        self._decoding: Decoding | None = None
 
     def open(self, place: Place, options: Options) -> Opened:
         """See :meth:`Format.open`."""
-        self._decoding: Decoding | None = None
         opened = super().open(place, options)
         opened.transform = self._decoding
         return opened

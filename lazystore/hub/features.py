@@ -43,6 +43,8 @@ def card_features(info: Mapping[str, Any]) -> dict[str, Feature] | None:
     given = info.get("features")
     if not given:
         return None
+    if isinstance(given, Mapping):  # as older versions wrote it beside the card
+        return dict(given)
     try:
         return _named(given)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -7,6 +7,7 @@ and what becomes of their samples, is not here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lazystore.cache.retries import may_pass
@@ -16,7 +17,7 @@ from lazystore.hub.synthetic import SyntheticFeed
 from lazystore.hub.wrapper import StreamingDatasetWrapper
 from lazystore.streaming.topology import detect, worker
 
-__all__ = ["Member", "Standin"]
+__all__ = ["Member", "Standin", "open_members"]
 
 #: Reading failed: no connection, no access, no such repository, bytes or a form that cannot be read. Mistakes in
 #: the arguments (ConfigError), packages that are missing and errors of a user's own code are no reason to go on.
@@ -25,6 +26,13 @@ _REASONS = (OSError, FormatError, LoadError, UnsupportedError)
 
 def _unreadable(error: BaseException) -> bool:
     return not isinstance(error, ConfigError) and (isinstance(error, _REASONS) or may_pass(error))
+
+
+def _reader() -> tuple[int, int]:
+    """Which of how many readers this process is: ranks, and workers of each."""
+    (rank, world), (number, workers) = detect(), worker()
+    workers = max(1, workers)
+    return rank * workers + number, world * workers
 
 
 class Standin:
@@ -37,17 +45,17 @@ class Standin:
 
     Attributes:
         began: the first sample that was made up; None: none was.
-        cause: the error because of which; None: the real samples are read.
+        cause: the error because of which, as text; None: the real samples are read.
         length: samples of the real dataset, where that is known.
 
-    Threads: any; of two failures at once the later one is told. Fork: as it is. Pickling: without the failure; another
-    process finds out for itself.
+    Threads: any; of two failures at once the later one is told. Fork: as it is. Pickling: another process finds out for
+    itself.
     """
 
     def __init__(self, spec: DatasetSpec, size: int, seed: int, config: Any) -> None:
         self._spec, self._size, self._seed, self._config = spec, size, seed, config
         self.began: int | None = None
-        self.cause: BaseException | None = None
+        self.cause: str | None = None
         self.length: int | None = None
 
     def __call__(self, error: BaseException, position: int) -> Iterator[Any]:
@@ -56,10 +64,9 @@ class Standin:
         Raises:
             The error, if it is not one of reading, or nobody knows what to make up.
         """
-        (rank, world), (number, workers) = detect(), worker()
-        count = world * workers
+        number, count = _reader()
         feed = self.feed(error, position * count)
-        return (feed if count == 1 else feed.share(rank * workers + number, count)).open(position)
+        return (feed if count == 1 else feed.share(number, count)).open(position)
 
     def feed(self, error: BaseException, position: int) -> SyntheticFeed:
         """Made-up samples of a whole pass, in place of what cannot be read at ``position``."""
@@ -72,7 +79,7 @@ class Standin:
             self.began = began
             error.add_note(str(unable))
             raise error from unable
-        self.cause = error
+        self.cause = f"{type(error).__name__}: {error}"
         return found
 
     @property
@@ -135,18 +142,32 @@ class Member:
         self._made_up = False
         try:
             wrapper = StreamingDatasetWrapper(source, on_error=on_error, **options)
-        except Exception as error:
-            if fallback == "local" and isinstance(source, str) and options["streaming"] and _unreadable(error):
-                return StreamingDatasetWrapper(source, **{**options, "streaming": False})
-            if standin is None:
-                raise
-            shared = {name: options[name] for name in ("cache_size", "memory", "timeout", "retries")}
-            wrapper = StreamingDatasetWrapper(_MadeUp(standin.feed(error, 0)), **shared)
-            self._made_up = True
-        else:
-            if standin is not None:
-                standin.length = wrapper.length
+        except Exception as error:  # noqa: BLE001 - raised again unless something goes on in its place
+            return self._instead(error, 0)
+        if standin is not None:
+            standin.length = wrapper.length
         return wrapper
+
+    def _instead(self, error: Exception, position: int) -> StreamingDatasetWrapper:
+        """What is read from now on, since the source cannot be, at ``position``; else raises the error."""
+        _, source, options, fallback, standin = self._recipe
+        if fallback == "local" and isinstance(source, str) and options["streaming"] and _unreadable(error):
+            return StreamingDatasetWrapper(source, **{**options, "streaming": False})
+        if standin is None:
+            raise error
+        shared = {name: options[name] for name in ("cache_size", "memory", "timeout", "retries")}
+        wrapper = StreamingDatasetWrapper(_MadeUp(standin.feed(error, position)), **shared)
+        self._made_up = True
+        return wrapper
+
+    def go_on(self, error: Exception, count: int) -> Iterator[Any]:
+        """A pass that goes on after the first ``count`` samples of one whose source hangs; else raises the error."""
+        readers = _reader()[1]
+        wrapper = self._instead(error, count * readers)
+        iter(wrapper).close()  # now its state says which reader's it is
+        wrapper.load_state_dict({**wrapper.state_dict(), "position": count})
+        self.wrapper = wrapper  # the one before ends with its last pass
+        return iter(wrapper)
 
     @property
     def failed(self) -> bool:
@@ -216,3 +237,28 @@ class Member:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._recipe
+
+
+def open_members(recipes: Sequence[tuple[Any, ...]]) -> list[Member]:
+    """Members of these arguments. Those of the hub are opened at once: each waits for the hub's answers.
+
+    Raises:
+        What opening the first one that cannot be opened raises; the others are closed.
+    """
+    remote = sum(isinstance(source, str) for _, source, *_ in recipes)
+    with ThreadPoolExecutor(min(8, max(1, remote)), "lazystore-open") as pool:
+        waited = [
+            pool.submit(Member, *recipe) if remote > 1 and isinstance(recipe[1], str) else None for recipe in recipes
+        ]
+        members: list[Member] = []
+        failures: list[Exception] = []
+        for recipe, waiting in zip(recipes, waited, strict=True):
+            try:
+                members.append(Member(*recipe) if waiting is None else waiting.result())
+            except Exception as error:  # noqa: BLE001 - raised below, when the others are closed
+                failures.append(error)
+    if failures:
+        for member in members:
+            member.close()
+        raise failures[0]
+    return members

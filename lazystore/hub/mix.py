@@ -152,7 +152,8 @@ class Mix:
             except BaseException:
                 _close(passes)
                 raise
-            self._latest = MixedPass(Walk(order, entry.counts, entry.ended), passes, finish, self._complete)
+            walk = Walk(order, entry.counts, entry.ended)
+            self._latest = MixedPass(self.members, walk, passes, finish, self._complete)
             return self._latest
 
     def _fresh(self) -> _Entry:
@@ -285,14 +286,16 @@ class MixedPass:
 
     def __init__(
         self,
+        members: Sequence[Member],
         walk: Walk,
-        passes: Sequence[Any],
+        passes: list[Any],
         finish: Callable[[Drawn], Sequence[Any]],
         on_end: Callable[[MixedPass], None],
     ) -> None:
         self.walk = walk
         self.turn = forkable_rlock()
-        self._passes, self._finish, self._on_end = passes, finish, on_end
+        self._members, self._passes = members, passes
+        self._finish, self._on_end = finish, on_end
         self._over = False
 
     def __iter__(self) -> Iterator[Any]:
@@ -311,10 +314,11 @@ class MixedPass:
             part = walk.part
             try:
                 row = next(self._passes[part], _END)
-            except LoadTimeoutError:
-                raise  # it may still come
-            except BaseException:
-                self._over = True
+            except LoadTimeoutError as error:  # it may still come, but somebody may go on in its place
+                self._passes[part] = self._members[part].go_on(error, walk.counts[part])
+                continue
+            except Exception:
+                self._over = True  # the dataset's pass is; after an interruption (Ctrl-C) it goes on
                 raise
             if row is not _END:
                 return Drawn(part, walk.take(), row)

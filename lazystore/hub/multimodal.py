@@ -22,7 +22,7 @@ from lazystore.errors import ConfigError, MissingExtraError, SyntheticDataWarnin
 from lazystore.hub.bad_samples import POLICIES, partial_sample, sample_error
 from lazystore.hub.deprecated import DeprecatedLoading
 from lazystore.hub.interleave import STOPS
-from lazystore.hub.member import Member, Standin
+from lazystore.hub.member import Standin, open_members
 from lazystore.hub.mix import Drawn, Mix, MixedPass
 from lazystore.hub.registry import DatasetSpec, choose
 from lazystore.hub.samples import SYNTHETIC, check_spec, process
@@ -133,16 +133,17 @@ class MultimodalDataset(DeprecatedLoading, TorchKind):
             "timeout": timeout,
             "retries": retries,
         }
-        members = []
+        recipes = []
         for spec, chosen in zip(specs, columns_of(columns, specs), strict=True):
             check_spec(spec)
             hub = {"columns": chosen, "token": token, "streaming": bool(use_streaming)}
             source, options = source_of(spec, split, hub)
             standin = Standin(spec, synthetic_size, seed, config) if fallback == "synthetic" else None
-            members.append(Member(spec, source, {**shared, **options}, fallback, standin))
+            recipes.append((spec, source, {**shared, **options}, fallback, standin))
         weighed = weights_of(weights, specs)
-        identity = [[spec.name for spec in specs], split, seed, stop, weighed]
-        self._mix = Mix(members, weighed, seed, stop, hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
+        identity = json.dumps([[spec.name for spec in specs], split, seed, stop, weighed])
+        members = open_members(recipes)
+        self._mix = Mix(members, weighed, seed, stop, hashlib.sha256(identity.encode()).hexdigest()[:16])
         self._counted: Counter[str] = Counter()
         self._lock = forkable_lock()
         self._warned = False
@@ -209,19 +210,18 @@ class MultimodalDataset(DeprecatedLoading, TorchKind):
         except (ConfigError, MissingExtraError, MemoryError):
             raise  # nothing is wrong with the sample
         except Exception as error:  # noqa: BLE001 - whatever processing raises is the sample's; what becomes of it is chosen
-            self._count("bad_samples")
+            with self._lock:
+                self._counted["bad_samples"] += 1
             bad = sample_error(error, spec, drawn.number)
             if self._on_bad_sample == "raise" or (self._on_bad_sample == "skip" and not skip):
                 raise bad from bad.__cause__
             if self._on_bad_sample == "skip":
                 return ()
             sample = partial_sample(spec, drawn.row, drawn.number, bad, self.config)
-        self._count("samples", "synthetic_samples" if made_up else "")
-        return (sample,)
-
-    def _count(self, *names: str) -> None:
         with self._lock:
-            self._counted.update(name for name in names if name)
+            self._counted["samples"] += 1
+            self._counted["synthetic_samples"] += made_up
+        return (sample,)
 
     def _warn(self, part: int) -> None:
         """Say once that samples are made up."""
@@ -232,7 +232,7 @@ class MultimodalDataset(DeprecatedLoading, TorchKind):
             cause = standin.cause if standin is not None else None
             warnings.warn(
                 f"samples of {spec.name!r} are made up from here on, marked by 'synthetic': its data could not be read"
-                f" ({type(cause).__name__}: {cause}); fallback='raise' makes this an error",
+                f" ({cause}); fallback='raise' makes this an error",
                 SyntheticDataWarning,
                 stacklevel=_above_us(),
             )
@@ -289,8 +289,7 @@ class MultimodalDataset(DeprecatedLoading, TorchKind):
         synthetic = {}
         for member in self._mix.members:
             if member.standin is not None and member.standin.cause is not None:
-                cause = member.standin.cause
-                synthetic[member.name] = {"from": member.standin.began, "cause": f"{type(cause).__name__}: {cause}"}
+                synthetic[member.name] = {"from": member.standin.began, "cause": member.standin.cause}
         read = {member.name: member.wrapper.stats() for member in self._mix.members}
         return {**counted, "synthetic": synthetic, "datasets": read}
 

@@ -81,7 +81,7 @@ class IteratorReading(Reading):
                 raise
             self._error = without_trace(error)  # what was read before it comes first
             self._going = False
-        self.position += len(samples) - 1
+        self.position += max(0, len(samples) - 1)  # of the first it is known already
         if len(samples) < count:
             self._going = False
         return samples

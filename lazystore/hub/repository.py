@@ -30,7 +30,7 @@ from lazystore.errors import (
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
-__all__ = ["Repository", "access_error", "hub_endpoint", "hub_headers", "hub_token", "read_repository"]
+__all__ = ["Repository", "access_error", "hub_endpoint", "hub_headers", "hub_token", "read_file", "read_repository"]
 
 #: Seconds one attempt may be silent.
 PATIENCE_S = 10.0
@@ -163,6 +163,15 @@ def _repository(found: Mapping[str, Any], name: str) -> Repository:
         real, sha, f"{hub_endpoint()}/datasets/{real}/resolve/{sha}", files, card if isinstance(card, dict) else {},
         gated=bool(found.get("gated")), whole=len(files) < MAX_FILES,
     )  # fmt: skip
+
+
+def read_file(repository: Repository, path: str, *, token: str | None, timeout: float) -> bytes:
+    """All of a small file of a repository.
+
+    Raises:
+        DatasetNotFoundError, HubAccessError, FetchError: as :func:`read_repository`.
+    """
+    return _ask(f"{repository.url}/{quote(path)}", repository.name, repository.sha, hub_headers(token), timeout)
 
 
 def access_error(name: str, *, token: bool, detail: str = "") -> HubAccessError:

@@ -99,7 +99,7 @@ def test_patterns_take_what_they_take_in_datasets(tree: list[str], parts: list[s
 # -- cards -------------------------------------------------------------------------------------
 
 FILES = ["README.md", "a/train.parquet", "a/test.parquet", "b/1.parquet", "b/2.parquet", "c/x.csv"]
-TWO = {
+TWO: dict[str, Any] = {
     "configs": [
         {
             "config_name": "a",
@@ -165,7 +165,7 @@ def test_what_is_not_there_is_named(card: dict[str, Any], config: str | None, sp
         ({"configs": [{"config_name": "a", "data_files": "a/**.parquet"}]}, FILES, r"'\*\*' is only a part"),
         ({"configs": {"a": 1}}, FILES, "no list"),
         ({}, ["n.py", "train.parquet"], "script"),
-        ({}, ["dataset_infos.json", "train.parquet"], "dataset_infos.json"),
+        ({}, [".huggingface.yaml", "train.parquet"], "huggingface.yaml"),
         ({}, ["train.parquet", "train.zip"], "not all Parquet"),
         ({}, ["train.csv", "train-2.csv", "train.parquet"], "not all Parquet"),
         ({}, ["train.parquet.crc", "train.parquet"], "not all Parquet"),

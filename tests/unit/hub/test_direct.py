@@ -101,6 +101,29 @@ def test_files_that_differ_in_ways_that_do_not_show_are_read(hub: LocalHub) -> N
     assert read("t/kin") == streamed("t/kin")
 
 
+def test_infos_that_older_versions_wrote_beside_the_files(hub: LocalHub) -> None:
+    import json
+
+    import pyarrow as pa
+
+    features = {"n": hub_samples.value("int64"), "picture": {"_type": "Image", "decode": True, "id": None}}
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    table = pa.table(
+        {"n": [1, 2], "picture": pa.array([{"bytes": hub_samples.image(i), "path": None} for i in (1, 2)], kind)}
+    )
+    two = {"default": {"features": features}, "other": {"features": {}}}
+    for infos, config in (({"t--old": {"features": features}}, None), (two, "default")):
+        files = {"dataset_infos.json": json.dumps(infos).encode(), "data/train.parquet": hub_samples.parquet(table)}
+        hub.add("t/old", files)
+        rows = read("t/old", config=config)
+        assert rows == streamed("t/old", config)
+        assert rows[1]["picture"].size == (10, 6)
+    assert read("t/old") == streamed("t/old")  # which of two is meant is not told: neither
+    hub.add("t/old", files | {"dataset_infos.json": b"[1]"})
+    with pytest.raises(NotDirect, match="no mapping of infos"):
+        open_direct("t/old", memory=MEMORY)
+
+
 def test_sounds_come_as_arrays(published: Published) -> None:
     import numpy as np
 
@@ -281,6 +304,8 @@ def test_folders_of_that_name_are_not_the_hub(tmp_path: Any, monkeypatch: pytest
         ({"split": "trian"}, r"no split 'trian', it has 'train', 'validation', 'test'; did you mean 'train'"),
         ({"split": "train[:10%]"}, r"split='train\[:10%\]' must be one of 'train', 'val.*slicing"),
         ({"config": "nothing"}, "no config 'nothing', it has only one"),
+        ({"columns": "text"}, "columns='text' must be a list of column names"),
+        ({"columns": []}, r"columns=\[\] must be a list of column names"),
         ({"columns": ["txt"]}, "no column 'txt', it has id, text, score, label; did you mean 'text'"),
     ],
 )

@@ -220,6 +220,25 @@ def test_threads_that_share_a_pass_get_each_sample_once() -> None:
         assert of("m", own) == sorted(of("m", own), key=lambda text: int(text[1:]))
 
 
+def test_states_may_be_taken_while_threads_read() -> None:
+    register_dataset("many", Rows("m", 1500), columns=COLUMNS)
+    seen: list[int] = []
+    with made("many", "a", "b", tokenizer=None) as dataset:
+        run = iter(dataset)
+        readers = [threading.Thread(target=lambda: list(run)) for _ in range(3)]
+        for thread in readers:
+            thread.start()
+        while any(thread.is_alive() for thread in readers):
+            seen.append(sum(one["count"] for one in dataset.state_dict()["datasets"]))
+        for thread in readers:
+            thread.join(60)
+        *during, last = [*seen, sum(one["count"] for one in dataset.state_dict()["datasets"])]
+    assert last == 0  # of the next pass
+    while during and not during[-1]:
+        during.pop()
+    assert during == sorted(during)
+
+
 def test_each_pass_has_all_samples_whatever_others_do() -> None:
     with made("a", "c") as dataset:
         one, other = iter(dataset), iter(dataset)
@@ -249,6 +268,31 @@ def test_no_thread_is_left_by_passes_that_are_dropped() -> None:
     for thread in left:
         thread.join(30)
     assert not set(threading.enumerate()) - before
+
+
+def test_ranks_share_the_samples_of_each_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        with made("a", "b", "c") as dataset:
+            own = texts(dataset)
+            assert {text[0] for text in own} == {"a", "b", "c"}
+            state = None
+            run = iter(dataset)
+            for _ in range(len(own) // 2):
+                next(run)
+            state = dataset.state_dict()
+            dataset.load_state_dict(state)
+            assert texts(dataset) == own[len(own) // 2 :]
+        with made("a", "b") as dataset:
+            assert len(dataset) == len(texts(dataset))
+        found += own
+    assert sorted(found) == sorted(texts(listed_all()))
+
+
+def listed_all() -> list[dict[str, Any]]:
+    return [{"text": row["body"]} for row in (*listed("a", 40), *listed("b", 20), *listed("c", 30))]
 
 
 # -- position -------------------------------------------------------------------------------

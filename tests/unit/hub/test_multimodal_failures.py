@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from lazystore.errors import FetchError, HubAccessError, SampleError, SyntheticDataWarning
+from lazystore.errors import FetchError, HubAccessError, LoadTimeoutError, SampleError, SyntheticDataWarning
 from lazystore.hub import registry
 from lazystore.hub.multimodal import MultimodalDataset
 from lazystore.hub.registry import register_dataset
@@ -207,6 +208,39 @@ def test_a_pickled_copy_finds_out_for_itself() -> None:
         whole = quiet(dataset)
         with pickle.loads(pickle.dumps(dataset)) as copy, pytest.warns(SyntheticDataWarning):
             assert plain(copy) == whole
+
+
+def test_a_source_that_hangs_is_made_up_from_there_on() -> None:
+    released = threading.Event()
+
+    def hanging() -> Iterator[dict[str, Any]]:
+        yield from ({"body": f"h{number}", "kind": 0} for number in range(3))
+        released.wait(60)
+
+    register_dataset("hanging", hanging, columns=COLUMNS)
+    try:
+        with made("hanging", timeout=0.2, synthetic_size=4) as dataset:
+            found = quiet(dataset)
+            assert [made_up for *_, made_up in found] == [False] * 3 + [True] * 4
+            assert dataset.stats()["synthetic"]["hanging"]["from"] == 3
+            assert "LoadTimeoutError" in dataset.stats()["synthetic"]["hanging"]["cause"]
+            run = iter(dataset)
+            for _ in range(5):
+                next(run)
+            state = dataset.state_dict()
+            with made("hanging", timeout=0.2, synthetic_size=4) as other:
+                other.load_state_dict(state)
+                assert quiet(other) == found[5:]
+        with made("hanging", timeout=0.2, fallback="raise") as dataset:
+            run = iter(dataset)
+            for _ in range(3):
+                next(run)
+            with pytest.raises(LoadTimeoutError):
+                next(run)
+            released.set()
+            assert list(run) == []
+    finally:
+        released.set()
 
 
 # -- samples that cannot be processed -------------------------------------------------------
