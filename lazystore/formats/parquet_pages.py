@@ -22,6 +22,8 @@ MAX_HEADER = 1 << 20
 LOOK_BYTES = 64 << 10
 #: Bytes of a value in a list besides its own: its levels, or where it begins.
 LEVELS = 4
+#: Dictionaries of at most so many bytes are inflated to see how long their words are, if values may stay in them.
+LOOKED_INTO = 64 << 10
 #: Bytes of a number that stands for a word of a dictionary.
 INDEX = 4
 CODECS = {0: "", 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
@@ -154,7 +156,9 @@ class ColumnChunk:
                 needed=inflated,
             )  # fmt: skip
         self._dictionary = inflated
-        if self.column.width < 0 and not (self.words and self.column.repeated):
+        if self.words and inflated > LOOKED_INTO:
+            self.word_bytes = inflated  # no word is longer; that will do for values that stay where they are
+        elif self.column.width < 0 and not (self.words and self.column.repeated):
             data = self.read(self._page + header, stored)
             self.word_bytes = longest_word(data) if not self._codec else self._longest_inside(data, inflated)
 

@@ -10,16 +10,16 @@ import math
 import threading
 import time
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 from lazystore._core.cache_map import CacheMap
 from lazystore._core.weigh import weigh
 from lazystore.errors import ClosedError, ItemIndexError, LoadTimeoutError
-from lazystore.hub.feed import Mark
 from lazystore.hub.fresh import DEEP, SHARED, depth_of, fresh
+from lazystore.hub.parts import END, Batch, Part
 from lazystore.hub.recovery import Line, Recovery
 
-__all__ = ["Batches", "Part"]
+__all__ = ["LOOK_S", "Batches"]
 
 #: Samples of a batch, at most.
 BATCH = 64
@@ -27,53 +27,10 @@ BATCH = 64
 SPARE = 4
 #: What the map's limit stands for: all of the memory, or all of ``cache_size``, whichever a batch takes more of.
 WHOLE = 1 << 40
+#: Seconds after which one who waits looks whether a sample has come while its batch is still being read.
+LOOK_S = 0.02
 #: A batch takes at most this share of the cache, or it is cut smaller.
 SHARE = 8
-
-
-class Part(NamedTuple):
-    """Some samples in a row, to be handed out.
-
-    ``depth`` is how deep they have to be copied for that (``fresh``), ``mark`` of the nearest entry before them.
-    """
-
-    first: int
-    samples: list[Any]
-    depth: int
-    nbytes: int
-    mark: Mark | None
-
-    @property
-    def stop(self) -> int:
-        return self.first + len(self.samples)
-
-
-class _Batch:
-    """Samples ``first .. limit - 1``, as far as they are read; ``done`` when no more are to come."""
-
-    __slots__ = ("busy", "depth", "done", "error", "first", "limit", "line", "mark", "nbytes", "samples")
-
-    def __init__(self, first: int, limit: int) -> None:
-        self.first, self.limit = first, limit
-        self.samples: list[Any] = []
-        self.nbytes = 0
-        self.depth = SHARED
-        self.mark: Mark | None = None
-        self.line: Line | None = None
-        self.busy = self.done = False
-        self.error: Exception | None = None
-
-    def covers(self, position: int) -> bool:
-        """Whether a position is to be had here: read already, being read, or known not to come."""
-        return position < self.limit and (
-            self.busy or self.done or self.error is not None or len(self.samples) > position - self.first
-        )
-
-    def part(self, position: int, most: int) -> Part:
-        at = position - self.first
-        whole = not at and self.done and len(self.samples) <= most  # then the list grows no more
-        samples = self.samples if whole else self.samples[at : at + most]
-        return Part(position, samples, self.depth, self.nbytes * len(samples) // len(self.samples), self.mark)
 
 
 class Batches:
@@ -106,8 +63,8 @@ class Batches:
         self._released: deque[object] = deque()
         self._seeking = threading.Lock()
         self._cache = CacheMap(WHOLE)
-        self._open: dict[int, _Batch] = {}
-        self._last: _Batch | None = None
+        self._open: dict[int, Batch] = {}
+        self._last: Batch | None = None
         self._lines: list[Line] = []
         self._ticks = 0
         self._reached = 0
@@ -116,15 +73,15 @@ class Batches:
     # -- for passes ---------------------------------------------------------------------
 
     def ready(self, position: int, most: int = BATCH) -> Part | None:
-        """The samples from ``position`` on that are here, if any are; at most so many."""
+        """The samples from ``position`` on that are here, if any are, at most so many; :data:`END` at the end."""
         with self._turn:
             self._check()
             batch = self._find((position - self._origin) // self._size)
-            if batch is None or len(batch.samples) <= position - batch.first:
-                return None
-            part = batch.part(position, most)
-            self.hits += len(part.samples)
-            return part
+            if batch is not None and len(batch.samples) > position - batch.first:
+                part = batch.part(position, most)
+                self.hits += len(part.samples)
+                return part
+            return END if self._is_end(position) else None
 
     def part(self, position: int, owner: object, most: int = BATCH) -> Part | None:
         """The next samples from ``position`` on, read if need be; None at the end.
@@ -137,7 +94,7 @@ class Batches:
             LoadTimeoutError: another one reads them, and nothing has come for ``timeout`` seconds.
             What reading raises.
         """
-        batch: _Batch | None = None
+        batch: Batch | None = None
         asked = False
         while True:
             with self._turn:
@@ -171,12 +128,13 @@ class Batches:
             self.hits += len(part.samples)
         return part
 
-    def _await(self, batch: _Batch) -> None:
+    def _await(self, batch: Batch) -> None:
         """Until the one who reads this batch has more of it."""
         had = len(batch.samples)
         until = time.monotonic() + self._timeout
         while batch.busy and len(batch.samples) == had and not self.closed:
-            if not self._turn.wait(until - time.monotonic()) and time.monotonic() >= until:
+            self._turn.wait(min(LOOK_S, max(0.0, until - time.monotonic())))
+            if time.monotonic() >= until:
                 raise LoadTimeoutError(
                     f"{self.recovery.feed.name}: sample {batch.first + had} has not come for "
                     f"{self._timeout} s; raise timeout= if the source is that slow"
@@ -216,7 +174,7 @@ class Batches:
                 part = self.part(index, None, 1)
             finally:
                 self._seeking.release()
-        if part is None:
+        if part is None or part is END:
             raise ItemIndexError(f"{self.recovery.feed.name}: sample {index} is beyond the end")
         sample = part.samples[0]
         return sample if part.depth == SHARED else fresh(sample)
@@ -251,33 +209,37 @@ class Batches:
         if self.closed:
             raise ClosedError(self.closed)
 
-    def _find(self, number: int, *, peek: bool = False) -> _Batch | None:
+    def _find(self, number: int, *, peek: bool = False) -> Batch | None:
         last = self._last
         if last is not None and last.first == max(0, self._origin + number * self._size):
             if not peek:
                 self._cache.get(number)  # it counts as asked for
             return last
-        found: _Batch | None = self._cache.peek(number) if peek else self._cache.get(number)
+        found: Batch | None = self._cache.peek(number) if peek else self._cache.get(number)
         return self._open.get(number) if found is None else found
 
-    def _wanted(self, position: int) -> _Batch | None:
+    def _wanted(self, position: int) -> Batch | None:
         """The batch of a position, new if it is not here; None beyond the end."""
         number = (position - self._origin) // self._size
         batch = self._find(number)
         if batch is None:
             first = self._origin + number * self._size
-            if max(0, first) >= self._end or (self.length is not None and position >= self.length):
+            if self._is_end(position) or max(0, first) >= self._end:
+                self._ends(position)
                 return None
-            batch = self._open[number] = _Batch(max(0, first), first + self._size)
+            batch = self._open[number] = Batch(max(0, first), first + self._size)
         return batch
+
+    def _is_end(self, position: int) -> bool:
+        return self.length is not None and position >= self.length
 
     def _ends(self, position: int) -> None:
         """A line found no sample at this position: it may have been opened far beyond the end."""
         self._end = min(self._end, position)
-        if position <= self._reached:
+        if position <= self._reached and self.length is None:
             self.length = position
 
-    def _keep(self, batch: _Batch) -> None:
+    def _keep(self, batch: Batch) -> None:
         """A batch is complete: it goes to the cache."""
         number = (batch.first - self._origin) // self._size
         if self._open.get(number) is not batch:
@@ -300,7 +262,7 @@ class Batches:
         self.nbytes += batch.nbytes
         self.peak = max(self.peak, self.nbytes)
 
-    def _cut_smaller(self, batch: _Batch) -> None:
+    def _cut_smaller(self, batch: Batch) -> None:
         """Samples are large: batches of fewer from now on, of which the cache holds several."""
         fit = self._limits[1] // SHARE * len(batch.samples) // batch.nbytes
         self._size = max(1, min(fit, self._size // 2))
@@ -313,7 +275,7 @@ class Batches:
 
     # -- reading ------------------------------------------------------------------------
 
-    def _advance(self, batch: _Batch, owner: object) -> None:
+    def _advance(self, batch: Batch, owner: object) -> None:
         """Read the next samples of a batch, by the line that is at it or that is sent there."""
         try:
             line = batch.line or self._send_line(batch, owner)
@@ -325,17 +287,19 @@ class Batches:
                 self._forget(batch)
             raise
 
-    def _read(self, line: Line, batch: _Batch) -> None:
+    def _read(self, line: Line, batch: Batch) -> None:
         """One take of a line into its batch."""
         if not batch.samples:
             batch.mark = line.mark() or self.recovery.marks.nearest(batch.first)
-        got = line.take(batch.limit - line.position, self._limits[1] // SHARE)
+        line.pour(batch.samples, batch.limit - line.position, self._limits[1] // SHARE)
+        got = batch.samples[batch.settled :]
         nbytes = weigh(got) if got else 0
         depth = depth_of(got) if got and batch.depth != DEEP else batch.depth
         line.weighed(nbytes, len(got))
         with self._turn:
-            self._reached = max(self._reached, line.position)
-            batch.samples += got
+            if got:
+                self._reached = max(self._reached, line.position)
+            batch.settled += len(got)
             batch.depth = max(batch.depth, depth)
             batch.nbytes += nbytes
             if not got:
@@ -352,7 +316,7 @@ class Batches:
         if over:
             line.close()
 
-    def _forget(self, batch: _Batch) -> None:
+    def _forget(self, batch: Batch) -> None:
         """Reading it failed, or was given up: whoever wants it begins anew."""
         for number in [number for number, each in self._open.items() if each is batch]:
             del self._open[number]
@@ -361,7 +325,7 @@ class Batches:
             self._lines.remove(line)
             line.close()
 
-    def _send_line(self, batch: _Batch, owner: object) -> Line | None:
+    def _send_line(self, batch: Batch, owner: object) -> Line | None:
         """A line that stands at a batch: one that does, one from before that is moved, or a new one.
 
         None: the source ends before it.
@@ -414,7 +378,7 @@ class Batches:
                 best = line
         return best
 
-    def _move(self, line: Line, start: int, unfinished: _Batch | None) -> bool:
+    def _move(self, line: Line, start: int, unfinished: Batch | None) -> bool:
         """Read on until ``start``; whole batches on the way are kept. Whether there is so much."""
         while line.position < start:
             with self._turn:
@@ -437,11 +401,11 @@ class Batches:
                 return False
         return True
 
-    def _on_the_way(self, position: int, start: int) -> _Batch:
+    def _on_the_way(self, position: int, start: int) -> Batch:
         """The batch at a position; one that nobody will find, where it is here already or is not whole."""
         number = (position - self._origin) // self._size
         limit = self._origin + (number + 1) * self._size
-        batch = _Batch(position, min(limit, start))
+        batch = Batch(position, min(limit, start))
         begins = position == max(0, self._origin + number * self._size)
         if begins and limit <= start and number not in self._cache and number not in self._open:
             self._open[number] = batch

@@ -71,9 +71,9 @@ def fresh(value: Any) -> Any:
     if kind in _ATOMS:
         return value
     if kind is dict:
-        return {key: fresh(each) for key, each in value.items()}
+        return {key: each if type(each) in _ATOMS else fresh(each) for key, each in value.items()}
     if kind is list:
-        return value.copy() if _are_atoms(value) else [fresh(each) for each in value]
+        return [each if type(each) in _ATOMS else fresh(each) for each in value]
     if kind is tuple:
         return value if _are_atoms(value) else tuple([fresh(each) for each in value])
     if _is_atom(kind):

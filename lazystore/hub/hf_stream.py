@@ -210,7 +210,8 @@ def _end(loop: asyncio.AbstractEventLoop, tasks: list[asyncio.Task[Any]]) -> Non
         return
     for task in tasks:
         task.cancel()
-    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    if tasks:  # of none gather would make another loop
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
     loop.close()
 
 

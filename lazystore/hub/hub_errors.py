@@ -46,7 +46,7 @@ def translated(load: Callable[[], R], hub: HubName) -> R:
         DatasetNotFoundError, HubAccessError, ConfigError, UnsupportedError, FetchError: with the cause chained.
         Anything else as it is.
     """
-    retries = Retries(attempts=hub.retries, base_s=0.2, retryable=_may_pass)
+    retries = Retries(attempts=1 + hub.retries, base_s=0.2, retryable=_may_pass)
     began, attempt = time.monotonic(), 0
     while True:
         attempt += 1

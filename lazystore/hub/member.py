@@ -6,6 +6,7 @@ and what becomes of their samples, is not here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +19,8 @@ from lazystore.hub.wrapper import StreamingDatasetWrapper
 from lazystore.streaming.topology import detect, worker
 
 __all__ = ["Member", "Standin", "open_members"]
+
+_log = logging.getLogger(__name__)
 
 #: Reading failed: no connection, no access, no such repository, bytes or a form that cannot be read. Mistakes in
 #: the arguments (ConfigError), packages that are missing and errors of a user's own code are no reason to go on.
@@ -72,13 +75,17 @@ class Standin:
         """Made-up samples of a whole pass, in place of what cannot be read at ``position``."""
         if not _unreadable(error):
             raise error
-        began, self.began = self.began, position if self.began is None else min(self.began, position)
+        began = self.began
+        if began is None or position < began or position >= self.total:
+            self.began = position
         try:
             found = SyntheticFeed(self._spec, max(1, self.total), self._seed, self._config)
         except ConfigError as unable:
             self.began = began
             error.add_note(str(unable))
             raise error from unable
+        if self.cause is None:
+            _log.warning("%s: samples are made up from number %d on: %s", self._spec.name, position, error)
         self.cause = f"{type(error).__name__}: {error}"
         return found
 
@@ -95,19 +102,6 @@ class Standin:
         return {**self.__dict__, "cause": None}
 
 
-class _MadeUp(Sequence[Any]):
-    """A whole dataset of made-up samples, for a wrapper to read."""
-
-    def __init__(self, feed: SyntheticFeed) -> None:
-        self._feed = feed
-
-    def __len__(self) -> int:
-        return self._feed.length
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._feed.get(index)
-
-
 class Member:
     """One dataset of a mix, opened.
 
@@ -117,10 +111,11 @@ class Member:
         fallback: ``"synthetic"``: ``standin``; ``"local"``: ``datasets``, by downloading if need be; ``"raise"``.
 
     Attributes:
-        wrapper: what reads it; another one after :meth:`retry`.
+        recipe: the arguments.
+        wrapper: what reads it; another one after :meth:`retry` and :meth:`go_on`.
 
-    Threads: as the wrapper's, but one at a time for :meth:`retry` and :meth:`load`. Pickling: by arguments; opened
-    again in the other process.
+    Threads: as the wrapper's, but one at a time for :meth:`retry` and :meth:`load`. Pickling: by
+    ``recipe``; see :func:`open_members`.
 
     Raises:
         What opening raises, unless something goes on in its place.
@@ -129,17 +124,17 @@ class Member:
     def __init__(
         self, spec: DatasetSpec, source: Any, options: Mapping[str, Any], fallback: str, standin: Standin | None
     ) -> None:
-        self._recipe = (spec, source, options, fallback, standin)
+        self.recipe = (spec, source, options, fallback, standin)
         self.name = spec.name
         self.standin = standin
         self._by_number: SyntheticFeed | None = None  # what goes on where samples by number cannot be read
-        self._made_up = False  # all of it, since it could not be opened
+        self._replaced = False  # what the wrapper reads is not the source
         self.wrapper = self._open()
 
     def _open(self) -> StreamingDatasetWrapper:
-        _, source, options, fallback, standin = self._recipe
+        _, source, options, fallback, standin = self.recipe
         on_error: Any = {"synthetic": standin, "local": "fallback"}.get(fallback, "raise")
-        self._made_up = False
+        self._replaced = False
         try:
             wrapper = StreamingDatasetWrapper(source, on_error=on_error, **options)
         except Exception as error:  # noqa: BLE001 - raised again unless something goes on in its place
@@ -150,14 +145,15 @@ class Member:
 
     def _instead(self, error: Exception, position: int) -> StreamingDatasetWrapper:
         """What is read from now on, since the source cannot be, at ``position``; else raises the error."""
-        _, source, options, fallback, standin = self._recipe
+        _, source, options, fallback, standin = self.recipe
         if fallback == "local" and isinstance(source, str) and options["streaming"] and _unreadable(error):
-            return StreamingDatasetWrapper(source, **{**options, "streaming": False})
-        if standin is None:
+            wrapper = StreamingDatasetWrapper(source, **{**options, "streaming": False})
+        elif standin is not None:
+            shared = {name: options[name] for name in ("cache_size", "memory", "timeout", "retries")}
+            wrapper = StreamingDatasetWrapper(standin.feed(error, position), **shared)
+        else:
             raise error
-        shared = {name: options[name] for name in ("cache_size", "memory", "timeout", "retries")}
-        wrapper = StreamingDatasetWrapper(_MadeUp(standin.feed(error, position)), **shared)
-        self._made_up = True
+        self._replaced = True
         return wrapper
 
     def go_on(self, error: Exception, count: int) -> Iterator[Any]:
@@ -206,7 +202,7 @@ class Member:
         self._by_number = None
         if self.standin is not None:
             self.standin.reset(began)
-        if self._made_up:
+        if self._replaced:
             epoch = self.wrapper.epoch
             self.wrapper.close()
             self.wrapper = self._open()
@@ -219,13 +215,13 @@ class Member:
         found: dict[str, Any] = {"state": self.wrapper.state_dict()}
         if self.failed and self.standin is not None:
             found["made_up_from"] = self.standin.began
-        if self._made_up:
-            found["made_up"] = True
+        if self._replaced:
+            found["replaced"] = True
         return found
 
     def load(self, state: Mapping[str, Any], force: bool = False) -> None:
-        """Begin the next pass where ``state`` was taken. Whether it is made up now or was then does not matter."""
-        self.wrapper.load_state_dict(state["state"], force=force or self._made_up or bool(state.get("made_up")))
+        """Begin the next pass where ``state`` was taken, whether or not something else is read now, or was then."""
+        self.wrapper.load_state_dict(state["state"], force=force or self._replaced or bool(state.get("replaced")))
 
     def rewind(self) -> None:
         """Begin the next pass at the beginning."""
@@ -234,9 +230,6 @@ class Member:
     def close(self) -> None:
         """Let go of everything."""
         self.wrapper.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._recipe
 
 
 def open_members(recipes: Sequence[tuple[Any, ...]]) -> list[Member]:

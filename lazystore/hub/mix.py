@@ -16,7 +16,7 @@ from lazystore.cache.locks import forkable_rlock
 from lazystore.config import whole
 from lazystore.errors import ConfigError, FormatError, ItemIndexError, LoadTimeoutError
 from lazystore.hub.interleave import Interleave, Walk, shares
-from lazystore.hub.member import Member
+from lazystore.hub.member import Member, open_members
 
 __all__ = ["Drawn", "Mix", "MixedPass"]
 
@@ -264,12 +264,14 @@ class Mix:
             member.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_latest": None, "_entry": self._entry or self._fresh()}
+        recipes = [member.recipe for member in self.members]
+        entry = self._entry or self._fresh()
+        return {**self.__dict__, "_lock": None, "_latest": None, "_entry": entry, "members": recipes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=forkable_rlock())
-        entry = state["_entry"]
-        for member, loaded, epoch in zip(self.members, entry.states, entry.epochs, strict=True):
+        members, entry = tuple(open_members(state["members"])), state["_entry"]
+        self.__dict__.update(state, _lock=forkable_rlock(), members=members)
+        for member, loaded, epoch in zip(members, entry.states, entry.epochs, strict=True):
             if loaded is not None:
                 member.load(loaded)
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import operator
 import sys
 import warnings
@@ -25,12 +26,14 @@ from lazystore.hub.interleave import STOPS
 from lazystore.hub.member import Standin, open_members
 from lazystore.hub.mix import Drawn, Mix, MixedPass
 from lazystore.hub.registry import DatasetSpec, choose
-from lazystore.hub.samples import SYNTHETIC, check_spec, process
-from lazystore.hub.selecting import columns_of, source_of, weights_of
+from lazystore.hub.samples import SYNTHETIC, process
+from lazystore.hub.selecting import sources_of, weights_of
 from lazystore.hub.tokenizing import encoder, max_length_of
 from lazystore.streaming.torch_kind import TorchKind
 
 __all__ = ["MultimodalDataset"]
+
+_log = logging.getLogger(__name__)
 
 FALLBACKS = ("synthetic", "local", "raise")
 
@@ -74,16 +77,18 @@ class MultimodalDataset(DeprecatedLoading, TorchKind):
     A sample has ``task``, ``dataset`` and ``modalities``, and of ``text``, ``input_ids``, ``attention_mask``,
     ``image``, ``audio`` and ``labels`` what it has; see :func:`lazystore.hub.samples.process`.
 
-    ``ds[i]`` is sample ``i`` of a pass: what its dataset can do at random costs a read, the rest is re-read (see the
-    wrapper). ``len`` counts samples of the sources, also those that will be skipped.
+    ``ds[i]`` is sample ``i`` of a pass (of a shuffled ``StreamingDataset``: in stored order). What its dataset can do
+    at random costs a read, the rest is streamed up to there or re-read (see the wrapper). ``len`` counts samples of the
+    sources, also those that will be skipped.
 
     Threads: any number, of one pass (each sample goes to one of them) or of several. Fork and spawn: a copy begins
     where this one was told to; DataLoader workers and ranks share the samples of each dataset. Pickling: by
-    arguments and position. Nothing is read before it is asked for; :meth:`close` ends what reads.
+    arguments and position; the copy opens its datasets anew. Making one asks the hub what its datasets consist of, all
+    at once; samples are read when they are asked for. :meth:`close` ends what reads.
 
     Raises:
-        ConfigError: arguments that cannot work. While reading: SampleError; with ``fallback="raise"`` FetchError,
-        DatasetNotFoundError, HubAccessError; MissingExtraError.
+        ConfigError: arguments that cannot work, a split or columns that are not there. MissingExtraError. With
+            ``fallback="raise"``: DatasetNotFoundError, HubAccessError, FetchError, now or while reading.
     """
 
     def __init__(
@@ -111,38 +116,26 @@ class MultimodalDataset(DeprecatedLoading, TorchKind):
         retries: int = 3,
         transform: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
-        for name, value, known in (
-            ("stop", stop, STOPS),
-            ("fallback", fallback, FALLBACKS),
-            ("on_bad_sample", on_bad_sample, POLICIES),
-        ):
-            if value not in known:
-                raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(repr, known))}")
-        if transform is not None and not callable(transform):
-            raise ConfigError(f"transform={transform!r} is no function of a sample")
+        _check(stop, fallback, on_bad_sample, transform)
         self.config, self.tokenizer, self.split = config, tokenizer, split
         self._specs = specs = choose(dataset_name, task_type)
         self._encode = encoder(tokenizer, max_length_of(config) if max_length is None else max_length)
         self._on_bad_sample, self._transform = on_bad_sample, transform
-        seed = whole("seed", seed, least=0)
-        synthetic_size = whole("synthetic_size", synthetic_size)
-        shared = {
-            "cache_size": max(1, whole("cache_size", cache_size, hint="samples") // len(specs)),
-            "memory": max(1, (default_memory() if memory is None else parse_bytes(memory)) // len(specs)),
-            "prefetch": prefetch,
-            "timeout": timeout,
-            "retries": retries,
-        }
-        recipes = []
-        for spec, chosen in zip(specs, columns_of(columns, specs), strict=True):
-            check_spec(spec)
-            hub = {"columns": chosen, "token": token, "streaming": bool(use_streaming)}
-            source, options = source_of(spec, split, hub)
-            standin = Standin(spec, synthetic_size, seed, config) if fallback == "synthetic" else None
-            recipes.append((spec, source, {**shared, **options}, fallback, standin))
+        seed, size = whole("seed", seed, least=0), whole("synthetic_size", synthetic_size)
+        cache_size = whole("cache_size", cache_size, hint="samples")
+        budget = default_memory() if memory is None else parse_bytes(memory)
+        sizes = {"cache_size": max(1, cache_size // len(specs)), "memory": max(1, budget // len(specs))}
+        shared = {**sizes, "prefetch": prefetch, "timeout": timeout, "retries": retries}
+        sources = sources_of(specs, split, columns, {"token": token, "streaming": bool(use_streaming)})
         weighed = weights_of(weights, specs)
         identity = json.dumps([[spec.name for spec in specs], split, seed, stop, weighed])
-        members = open_members(recipes)
+        standins = [Standin(spec, size, seed, config) if fallback == "synthetic" else None for spec in specs]
+        members = open_members(
+            [
+                (spec, source, {**shared, **own}, fallback, standin)
+                for spec, (source, own), standin in zip(specs, sources, standins, strict=True)
+            ]
+        )
         self._mix = Mix(members, weighed, seed, stop, hashlib.sha256(identity.encode()).hexdigest()[:16])
         self._counted: Counter[str] = Counter()
         self._lock = forkable_lock()
@@ -153,6 +146,11 @@ class MultimodalDataset(DeprecatedLoading, TorchKind):
     def __iter__(self) -> MixedPass:
         """A pass: the samples of this reader, from where the epoch begins or a loaded state stopped."""
         return self._mix.begin(self._finish)
+
+    @property
+    def total(self) -> int | None:
+        """Samples of a pass, on all ranks: ``ds[0] .. ds[total - 1]``; None where that is not known."""
+        return self._mix.order().length
 
     def __len__(self) -> int:
         """Samples of a pass on this rank, those that will be skipped included.
@@ -172,7 +170,8 @@ class MultimodalDataset(DeprecatedLoading, TorchKind):
             ItemIndexError: beyond the end. SampleError: it cannot be processed, ``on_bad_sample="skip"`` included.
         """
         if isinstance(index, slice):
-            return self.get_many(range(*index.indices(len(self))))
+            total = self.total
+            return self.get_many(range(*index.indices(len(self) if total is None else total)))
         return self.get_many([operator.index(index)])[0]
 
     def get_many(self, indices: Iterable[int]) -> list[Any]:
@@ -215,6 +214,7 @@ class MultimodalDataset(DeprecatedLoading, TorchKind):
             bad = sample_error(error, spec, drawn.number)
             if self._on_bad_sample == "raise" or (self._on_bad_sample == "skip" and not skip):
                 raise bad from bad.__cause__
+            _log.debug("%s: %s", self._on_bad_sample, bad)
             if self._on_bad_sample == "skip":
                 return ()
             sample = partial_sample(spec, drawn.row, drawn.number, bad, self.config)
@@ -314,6 +314,18 @@ class MultimodalDataset(DeprecatedLoading, TorchKind):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=forkable_lock(), _counted=Counter(), _warned=False)
+
+
+def _check(stop: Any, fallback: Any, on_bad_sample: Any, transform: Any) -> None:
+    for name, value, known in (
+        ("stop", stop, STOPS),
+        ("fallback", fallback, FALLBACKS),
+        ("on_bad_sample", on_bad_sample, POLICIES),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(repr, known))}")
+    if transform is not None and not callable(transform):
+        raise ConfigError(f"transform={transform!r} is no function of a sample")
 
 
 def _above_us() -> int:

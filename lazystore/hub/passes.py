@@ -18,9 +18,10 @@ from typing import Any, Protocol, Self
 
 from lazystore._core.weigh import weigh
 from lazystore.errors import ClosedError, LoadTimeoutError
-from lazystore.hub.batches import Part
+from lazystore.hub.batches import LOOK_S
 from lazystore.hub.feed import Mark
 from lazystore.hub.fresh import SHARED, copied
+from lazystore.hub.parts import END, Part
 from lazystore.hub.recovery import Line, Recovery
 
 __all__ = ["Course", "Direct", "Pass", "Progress", "Supply"]
@@ -40,17 +41,17 @@ _reading: weakref.WeakSet[Course] = weakref.WeakSet()
 @atexit.register
 def _end_reading() -> None:
     """Libraries do not like their threads to be stopped in the middle of a read by an interpreter that exits."""
-    courses = list(_reading)
+    courses = [course for course in _reading if not course.foreign]
     for wait in (False, True):
         for course in courses:
-            course.close("the interpreter exits", wait)
+            course.halt(wait)
 
 
 class Supply(Protocol):
     """Where a pass gets samples."""
 
     def ready(self, position: int) -> Part | None:
-        """Those from a position on that are here, if any are."""
+        """Those from a position on that are here, if any are; ``END`` where it is known that there are none."""
 
     def part(self, position: int, owner: object) -> Part | None:
         """The next ones, waited for; None at the end."""
@@ -77,7 +78,7 @@ class Direct:
         self._line = Line(reader.recovery, position)
 
     def ready(self, position: int) -> Part | None:
-        return self.part(position, None)
+        return self.part(position, None) or END
 
     def part(self, position: int, owner: object) -> Part | None:
         samples = self._line.take(BLOCK, BLOCK_BYTES)
@@ -178,7 +179,7 @@ class Course:
         self._room = room
         self._timeout = timeout
         self._name = name
-        self._next = progress.position
+        self._at = progress.position
         self._begin()
 
     def _begin(self) -> None:
@@ -190,11 +191,12 @@ class Course:
         self._samples = self._nbytes = 0
         self._ended: list[BaseException | None] = []
         self._thread: threading.Thread | None = None
+        self._halted = False
 
     def after_fork(self, supply: Supply) -> None:
         """In a child: go on from what was handed out before, with nothing of the parent's."""
         self._supply = supply
-        self._next = self.progress.stop
+        self._at = self.progress.stop
         self._begin()
 
     @property
@@ -215,9 +217,7 @@ class Course:
                 self._turn.wait(self._timeout)
             if current() is not spent:
                 return None
-            if self.progress.left:
-                raise RuntimeError("transform raised StopIteration")  # as PEP 479 has it: samples would be lost
-            if self._over or self.closed == DONE:
+            if self.progress.finished or self.closed == DONE or (self._over and not self.closed):
                 raise StopIteration
             if self.closed:
                 raise ClosedError(self.closed)
@@ -254,48 +254,55 @@ class Course:
                 return copied(self.progress.enter(part, samples, part.first + skip, self._step), part.depth)
 
     def _take(self) -> Part | None:
-        with self._turn:
-            started = self._thread is not None
-        if not started:
-            part = self._supply.ready(self._next)
-            if part is None:
-                if not self._most:
-                    part = self._supply.part(self._next, self)
-                else:
-                    self._start()
-                    return self._wait()
-            if part is not None:
-                self._next = part.stop
-            return part
-        return self._wait()
+        """The next part, if there is one."""
+        if self._thread is None:
+            part = self._supply.ready(self._at)
+            if part is None and self._most:
+                self._start()
+                part = self._wait()
+            elif part is None:
+                part = self._supply.part(self._at, self)
+        else:
+            part = self._wait()
+        if part is None or not part.samples:
+            return None
+        self._at = part.stop
+        return part
 
     def _wait(self) -> Part | None:
-        """The next part that the thread has."""
-        with self._turn:
-            if not self._held and not self._ended:
-                self._window = min(self._most, 2 * self._window)
-                until = time.monotonic() + self._timeout
-                self._turn.notify_all()
-                while not self._held and not self._ended:
-                    if self.closed == DONE:
+        """The next part that the thread has; or what came of the one that it is reading."""
+        until = 0.0
+        while True:
+            with self._turn:
+                while self._held:
+                    part = self._held.popleft()
+                    self._samples -= len(part.samples)
+                    self._nbytes -= part.nbytes
+                    self._turn.notify_all()
+                    if part.stop > self._at:
+                        return part.after(self._at)
+                if self.closed == DONE:
+                    return None
+                if self.closed:
+                    raise ClosedError(self.closed)
+                if self._ended:
+                    if self._ended[0] is None:
                         return None
-                    if self.closed:
-                        raise ClosedError(self.closed)
-                    if not self._turn.wait(until - time.monotonic()) and time.monotonic() >= until:
-                        raise LoadTimeoutError(
-                            f"{self._name}: sample {self.progress.position} has not come for {self._timeout} s; the "
-                            "source hangs, or is slower than timeout= allows"
-                        )
-            if self._held:
-                part = self._held.popleft()
-                self._samples -= len(part.samples)
-                self._nbytes -= part.nbytes
-                self._turn.notify_all()
-                return part
-            error = self._ended[0]
-        if error is not None:
-            raise error
-        return None
+                    raise self._ended[0]
+                if not until:
+                    self._window = min(self._most, 2 * self._window)
+                    until = time.monotonic() + self._timeout
+                    self._turn.notify_all()
+                elif time.monotonic() >= until:
+                    raise LoadTimeoutError(
+                        f"{self._name}: sample {self._at} has not come for {self._timeout} s; the source hangs, or is "
+                        "slower than timeout= allows"
+                    )
+                if self._turn.wait(min(LOOK_S, max(0.0, until - time.monotonic()))):
+                    continue
+            ready = self._supply.ready(self._at)
+            if ready is not None and ready.samples:
+                return ready
 
     # -- the thread's side --------------------------------------------------------------
 
@@ -310,13 +317,14 @@ class Course:
 
     def _run(self) -> None:
         error: BaseException | None = None
+        position = self._at
         try:
             while self._has_room():
-                part = self._supply.part(self._next, self)
+                part = self._supply.part(position, self)
                 if part is None:
                     break
+                position = part.stop
                 with self._turn:
-                    self._next = part.stop
                     self._held.append(part)
                     self._samples += len(part.samples)
                     self._nbytes += part.nbytes
@@ -324,13 +332,14 @@ class Course:
         except BaseException as failure:  # noqa: BLE001 - it is the reader's, who raises it
             error = failure
         with self._turn:
-            self._ended.append(error)
+            if not self._halted:
+                self._ended.append(error)
             self._turn.notify_all()
 
     def _has_room(self) -> bool:
         """Wait until another part may be held; False when the pass is closed."""
         with self._turn:
-            while not self.closed:
+            while not self.closed and not self._halted:
                 if not self._held or (self._samples < self._window and self._nbytes < self._room()):
                     return True
                 self._turn.wait()
@@ -354,8 +363,29 @@ class Course:
             thread.join(FAREWELL_S)
         self._end()
 
+    def halt(self, wait: bool) -> None:
+        """The interpreter exits: the thread reads no more; readers that are left are threads that will be stopped."""
+        with self._turn:
+            self._halted = True
+            thread = self._thread
+            self._turn.notify_all()
+        if wait and thread is not None:
+            thread.join(FAREWELL_S)
+
     def _end(self) -> None:
         self._supply.release(self)
+
+
+def _guarded(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """As PEP 479 has it: a StopIteration of the transform would pass for the end of a part."""
+
+    def call(sample: Any) -> Any:
+        try:
+            return transform(sample)
+        except StopIteration as error:
+            raise RuntimeError("transform raised StopIteration") from error
+
+    return call
 
 
 class Pass:
@@ -374,7 +404,7 @@ class Pass:
         self._items: Iterator[Any] = iter(())
         self._home = home  # whose it is stays open while it is read
         self._course = course
-        self._transform = transform
+        self._transform = None if transform is None else _guarded(transform)
         weakref.finalize(self, course.close).atexit = False
 
     def __iter__(self) -> Self:

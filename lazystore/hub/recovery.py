@@ -30,7 +30,9 @@ _CLIENTS = frozenset({"aiohttp", "httpcore", "httpx", "huggingface_hub", "reques
 _PASSING = frozenset(
     {"ChunkedEncodingError", "ConnectionError", "NetworkError", "ProtocolError", "Timeout", "TimeoutException"}
 )
-#: Marks that are remembered; of more, every second one is.
+#: Seconds after which samples that came are handed on, though more are wanted.
+POUR_S = 0.005
+#: Marks that are remembered, evenly spread.
 MARKS = 256
 
 
@@ -61,14 +63,21 @@ class Marks:
 
     def __init__(self) -> None:
         self._marks: list[Mark] = []
+        self._gap = 1
 
     def add(self, mark: Mark) -> None:
         marks = self._marks
         at = bisect.bisect_left(marks, mark.position, key=_position)
-        if at == len(marks) or marks[at].position != mark.position:
-            marks.insert(at, mark)
+        if at and mark.position - marks[at - 1].position < self._gap:
+            return
+        if at < len(marks) and marks[at].position - mark.position < self._gap:
+            return
+        marks.insert(at, mark)
         if len(marks) > MARKS:
-            del marks[-2:0:-2]
+            self._gap = max(2 * self._gap, 2 * (marks[-1].position - marks[0].position) // MARKS)
+            self._marks = []
+            for each in marks:
+                self.add(each)
 
     def nearest(self, position: int) -> Mark | None:
         """The last one at or before a position."""
@@ -77,6 +86,7 @@ class Marks:
 
     def clear(self) -> None:
         self._marks.clear()
+        self._gap = 1
 
 
 def _position(mark: Mark) -> int:
@@ -119,8 +129,8 @@ class Recovery:
         self._followers: list[Feed] = []
         self._lock = forkable_lock()
 
-    def open(self, position: int) -> tuple[Feed, Reading]:
-        """A reading at a position, of the feed that is read at present."""
+    def open(self, position: int, near: Mark | None) -> tuple[Feed, Reading]:
+        """A reading at a position, of the feed that is read at present; ``near``: a mark that may not be remembered."""
         feed = self.feed
         if self.stale:
             raise UnsupportedError(
@@ -132,7 +142,10 @@ class Recovery:
                 "once only; give a function that makes it, or a larger cache_size"
             )
         self.opened = True
-        return feed, feed.open(position, self.marks.nearest(position))
+        mark = self.marks.nearest(position)
+        if near is not None and (mark is None or mark.position < near.position):
+            mark = near
+        return feed, feed.open(position, mark)
 
     def after(self, error: Exception, feed: Feed, position: int, attempt: int, started: float) -> None:
         """Return when a failed read is to be tried again; else raise.
@@ -248,12 +261,27 @@ class Line:
     Threads: one at a time.
     """
 
-    __slots__ = ("_feed", "_pace", "_reading", "_recovery", "_weight", "batch", "busy", "owner", "position", "tick")
+    __slots__ = (
+        "_feed",
+        "_mark",
+        "_pace",
+        "_pending",
+        "_reading",
+        "_recovery",
+        "_weight",
+        "batch",
+        "busy",
+        "owner",
+        "position",
+        "tick",
+    )
 
     def __init__(self, recovery: Recovery, position: int) -> None:
         self._recovery = recovery
         self._feed: Feed = recovery.feed
         self._reading: Reading | None = None
+        self._mark: Mark | None = None
+        self._pending: Exception | None = None
         self._pace = 1
         self._weight = 0.0
         self.position = position
@@ -268,20 +296,59 @@ class Line:
         return self.busy or (self.batch is not None and self.batch.busy)
 
     def take(self, most: int, most_bytes: int) -> list[Any]:
-        """The next samples: at least one, as many as come within milliseconds; none at the end.
+        """The next samples: at least one, as many as come together within milliseconds; none at the end.
 
         Parameters:
             most: samples; most_bytes: of samples that weigh what the last ones did (:meth:`weighed`).
         """
-        count = min(most, self._pace, max(1, int(most_bytes / self._weight)) if self._weight else 1)
+        count = min(self._count(most, most_bytes), self._pace)
+        started = time.monotonic()
+        samples: list[Any] = self._retried(lambda reading: reading.take(count))
+        self.position += len(samples)
+        took = time.monotonic() - started
+        if took > 0.01:
+            self._pace = max(1, int(len(samples) * 0.01 / took))
+        elif took < 0.002 and count == self._pace:
+            self._pace = min(2 * self._pace, 256)
+        return samples
+
+    def pour(self, samples: list[Any], most: int, most_bytes: int) -> None:
+        """The same, each sample added at the moment that it comes: others may look at the list."""
+        count, had, base = self._count(most, most_bytes), len(samples), self.position - len(samples)
+        until = time.monotonic() + POUR_S
+
+        def add(reading: Reading) -> None:
+            try:
+                for sample in reading:
+                    samples.append(sample)
+                    if len(samples) - had >= count or time.monotonic() > until:
+                        return
+            except Exception as error:
+                if len(samples) == had:
+                    raise
+                self._pending = error  # what came before it comes first
+                self.close()
+            finally:
+                self.position = base + len(samples)
+
+        self._retried(add)
+
+    def _count(self, most: int, most_bytes: int) -> int:
+        return min(most, max(1, int(most_bytes / self._weight)) if self._weight else 1)
+
+    def _retried(self, read: Callable[[Reading], Any]) -> Any:
+        """What a read of the reading gives, which is opened again while that may help."""
         started = time.monotonic()
         attempt = 0
         while True:
             try:
+                if self._pending is not None:
+                    error, self._pending = self._pending, None
+                    raise error
                 if self._reading is None:
-                    self._feed, self._reading = self._recovery.open(self.position)
-                samples = self._reading.take(count)
-                break
+                    near = self._mark if self._feed is self._recovery.feed else None
+                    self._feed, self._reading = self._recovery.open(self.position, near)
+                return read(self._reading)
             except Exception as error:  # noqa: BLE001 - raised by `after` unless it passes
                 self.close()
                 attempt += 1
@@ -289,13 +356,6 @@ class Line:
             except BaseException:
                 self.close()  # nobody knows how far it came
                 raise
-        self.position += len(samples)
-        took = time.monotonic() - started
-        if took < 0.002 and len(samples) == self._pace:
-            self._pace = min(2 * self._pace, 256)
-        elif took > 0.02:
-            self._pace = max(1, self._pace // 2)
-        return samples
 
     def weighed(self, nbytes: int, count: int) -> None:
         """What the samples of the last read weigh."""
@@ -309,6 +369,7 @@ class Line:
         mark = self._reading.mark()
         if mark is not None:
             self._recovery.marks.add(mark)
+            self._mark = mark
         return mark
 
     def close(self) -> None:

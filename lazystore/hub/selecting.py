@@ -8,19 +8,31 @@ from typing import Any
 from lazystore.errors import ConfigError
 from lazystore.hub.interleave import shares
 from lazystore.hub.registry import DatasetSpec, near
+from lazystore.hub.samples import check_spec
 
-__all__ = ["columns_of", "source_of", "weights_of"]
+__all__ = ["sources_of", "weights_of"]
 
 
-def source_of(spec: DatasetSpec, split: Any, hub: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What a wrapper reads of this dataset, and with which options.
+def sources_of(
+    specs: Sequence[DatasetSpec], split: Any, columns: Any, hub: Mapping[str, Any]
+) -> list[tuple[Any, dict[str, Any]]]:
+    """What wrappers read of these datasets, and with which options.
 
     Parameters:
-        hub: options that are for hub names only.
+        columns: those to read, of all or by dataset; None: all there are.
+        hub: further options that are for hub names only.
 
     Raises:
-        ConfigError: a source by split has not this one.
+        ConfigError: a source by split has not this one; columns that are no names, or leave out what is needed; a
+            dataset that is not here; a spec that cannot work.
     """
+    for spec in specs:
+        check_spec(spec)
+    chosen = _columns_of(columns, specs)
+    return [_source(spec, split, {**hub, "columns": own}) for spec, own in zip(specs, chosen, strict=True)]
+
+
+def _source(spec: DatasetSpec, split: Any, hub: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     if not isinstance(split, str) or not split:
         raise ConfigError(f"split={split!r} must be a split's name, such as 'train'")
     there = spec.splits.get(split, split)
@@ -34,12 +46,7 @@ def source_of(spec: DatasetSpec, split: Any, hub: Mapping[str, Any]) -> tuple[An
     return spec.path, {}
 
 
-def columns_of(columns: Any, specs: Sequence[DatasetSpec]) -> list[list[str] | None]:
-    """The columns to read of each dataset; None: all.
-
-    Raises:
-        ConfigError: no names; a dataset that is not here; a column is left out that its processor needs.
-    """
+def _columns_of(columns: Any, specs: Sequence[DatasetSpec]) -> list[list[str] | None]:
     if columns is None:
         return [None] * len(specs)
     by_name = columns if isinstance(columns, Mapping) else {spec.name: columns for spec in specs}

@@ -1,8 +1,8 @@
 """The README keeps its word: its Python blocks run, its commands exist.
 
 Each ``python`` block runs as a script of its own, in a folder where ``data/`` is a dataset of 2,000
-``{"id": int, "text": str}``; URLs of cloud stores in it are replaced by that folder. A block that
-cannot run anywhere is preceded by ``<!-- not run: the reason -->``.
+``{"id": int, "text": str}``; URLs of cloud stores in it are replaced by that folder, and the Hugging Face
+hub is a local one with the datasets that are named. A block that cannot run anywhere is preceded by ``<!-- not run: the reason -->``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import hub_samples
 
 import lazystore
 from lazystore import cli
 from lazystore.formats.writer import DatasetWriter
+from lazystore.testing import LocalHub
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -50,20 +53,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def at_the_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    rows = [{"instruction": f"say {number}", "input": "", "output": f"it is {number}"} for number in range(1200)]
+    with LocalHub() as hub:
+        hub.add("garage-bAInd/Open-Platypus", {"data/train-00000-of-00001.parquet": hub_samples.parquet(rows, group=500)})
+        yield hub.environment(tmp_path_factory.mktemp("hf"))
+
+
 def test_there_are_examples_to_run() -> None:
     assert blocks("python")
     assert len(commands()) >= 4
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python_block_runs(number: int, folder: Path) -> None:
+def test_python_block_runs(number: int, folder: Path, at_the_hub: dict[str, str]) -> None:
     code = CLOUD_URL.sub("data", blocks("python")[number])
     script = folder / f"block_{number}.py"  # a file, as a user has it: worker processes import it
     script.write_text(code, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(lazystore.__file__).parents[1])},
+        env={**os.environ, **at_the_hub, "PYTHONPATH": str(Path(lazystore.__file__).parents[1])},
         capture_output=True,
         text=True,
         check=False,

@@ -1,7 +1,7 @@
 """Pipelines of `datasets` of every kind of node, small enough to be read from every position.
 
 Importable without pytest, so that other versions of the library can be tried by hand:
-``PYTHONPATH=. python -m tests.support.hf_pipelines``.
+``PYTHONPATH=.:tests python -m support.hf_pipelines``.
 """
 
 from __future__ import annotations

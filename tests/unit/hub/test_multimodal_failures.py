@@ -169,6 +169,23 @@ def test_another_epoch_tries_the_real_samples_again() -> None:
         assert quiet(dataset) == [("healing", f"h{number}", 0, False) for number in range(4)]
 
 
+def test_what_fails_again_much_later_is_made_up_there_too() -> None:
+    failing = Failing(3)
+    register_dataset("later", failing, columns=COLUMNS)
+    with made("later", synthetic_size=2) as dataset:
+        run = iter(dataset)
+        with pytest.warns(SyntheticDataWarning):
+            for _ in range(4):
+                next(run)
+        state = dataset.state_dict()
+    failing.at = 20
+    with made("later", synthetic_size=2) as dataset:
+        dataset.load_state_dict(state)
+        found = quiet(dataset)
+        assert [text for _, text, _, made_up in found if not made_up] == [f"f{number}" for number in range(4, 20)]
+        assert [made_up for *_, made_up in found][-2:] == [True, True]
+
+
 def test_with_raise_the_error_comes_where_its_sample_would_be() -> None:
     with made("middle", fallback="raise") as dataset:
         run = iter(dataset)

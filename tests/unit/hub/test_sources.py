@@ -73,8 +73,9 @@ def test_a_reading_begins_at_any_sample_whatever_the_source(source: Any, positio
 @pytest.mark.parametrize(
     ("source", "kind", "length"),
     [([1, 2], SequenceFeed, 2), (range(3), SequenceFeed, 3), (np.arange(4), SequenceFeed, 4),
-     (Items(), SequenceFeed, 10), (Again(), IterableFeed, None), ({1, 2}, IterableFeed, 2), (counting, IterableFeed, None),
-     (iter([1]), OneShotFeed, None), ((i for i in "ab"), OneShotFeed, None), (lambda: [1, 2, 3], SequenceFeed, 3)],
+     (Items(), SequenceFeed, 10), (Again(), IterableFeed, None), ({1, 2}, IterableFeed, 2),
+     (counting, IterableFeed, None), (iter([1]), OneShotFeed, None), ((i for i in "ab"), OneShotFeed, None),
+     (lambda: [1, 2, 3], SequenceFeed, 3)],
 )  # fmt: skip
 def test_what_a_source_can_is_known(source: Any, kind: type[Feed], length: int | None) -> None:
     feed = feed_of(source)

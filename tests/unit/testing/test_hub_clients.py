@@ -35,7 +35,8 @@ def test_every_split_of_parquet_is_read(hub, streaming):
     assert {split: list(rows) for split, rows in found.items()} == {
         split: hub_samples.rows(count) for split, count in hub_samples.SPLIT_ROWS.items()
     }
-    assert kinds(hub)["cdn"] >= 5
+    if streaming:  # a download may lie in the cache of the test process already
+        assert kinds(hub)["cdn"] >= 5
 
 
 def test_configurations_are_those_of_the_card(hub):
