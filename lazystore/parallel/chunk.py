@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 __all__ = ["Backend", "Chunk", "Job", "Lost", "Report"]
@@ -45,6 +46,7 @@ class Chunk:
         limit_s: the worker stops after the item that is running when so many seconds have passed.
         limit_bytes: it stops likewise when results so far weigh this many bytes.
         deaths: workers that died while they ran it.
+        sent_at: when it was given to a worker, by the engine's clock.
     """
 
     number: int
@@ -53,6 +55,7 @@ class Chunk:
     limit_s: float = float("inf")
     limit_bytes: int = 1 << 62
     deaths: int = 0
+    sent_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -66,6 +69,7 @@ class Report:
         failures: how many of the results are ``Failed``.
         retried: tries beyond the first of each item.
         run_s: seconds in ``func``, all items together.
+        computed_s: of those the seconds of a processor; infinite where nobody looked: taken for computing all the time.
         longest_s: seconds of the slowest item that was timed by itself (or the mean of a stretch of quick ones).
         longest_at: index in the data of that item.
         transport_s: seconds in the worker to take the items apart and pack the results.
@@ -78,6 +82,7 @@ class Report:
     failures: int = 0
     retried: int = 0
     run_s: float = 0.0
+    computed_s: float = inf
     longest_s: float = 0.0
     longest_at: int = -1
     transport_s: float = 0.0

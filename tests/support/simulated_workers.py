@@ -156,6 +156,7 @@ class SimulatedBackend:
         breaks_at: second from which nothing goes any more.
         kind: "process", "thread" or "executor".
         refuses: `start` raises WorkerError.
+        cpu_share: of the function's time that it computes.
     """
 
     def __init__(
@@ -170,8 +171,10 @@ class SimulatedBackend:
         breaks_at: float = inf,
         kind: str = "process",
         refuses: bool = False,
+        cpu_share: float = 1.0,
     ) -> None:
         self.kind = kind
+        self._cpu_share = cpu_share
         self.closed = False
         #: reports handed to the engine, by index of the item
         self.reported: Counter[int] = Counter()
@@ -376,7 +379,10 @@ class SimulatedBackend:
         slowest = max(seconds)
         longest_s = slowest if slowest > 250e-6 else run_s / len(seconds)
         longest_at = chunk.first + seconds.index(slowest)
-        return Report(chunk, results, ran.failures, ran.retried, run_s, longest_s, longest_at, worker=worker)
+        computed_s = run_s * self._cpu_share
+        return Report(
+            chunk, results, ran.failures, ran.retried, run_s, computed_s, longest_s, longest_at, worker=worker
+        )
 
 
 class Simulation(Delivery):
@@ -441,6 +447,7 @@ class Simulation(Delivery):
 
     def _backend(self, kind: str, job: Job, workers: int) -> SimulatedBackend:
         options = self._options if kind == "process" and not self.backends else {}
+        options = {**options, "cpu_share": self._options.get("cpu_share", self.cpu_share)}
         backend = SimulatedBackend(self.clock, job, self.script, self._costs, kind=kind, **options)
         self.backends.append(backend)
         return backend
@@ -491,8 +498,10 @@ class Simulation(Delivery):
     def serial_time(self, held_share: float = 1.0) -> Iterator[None]:
         """Within it, what the caller runs by itself takes virtual time as well."""
 
-        def run_here(job: Job, items: Sequence[Any], first: int, *_: Any, **__: Any) -> Ran:
-            ran = run_chunk(job, items, first)
+        def run_here(job: Job, items: Sequence[Any], first: int, limit_s: float = inf, **_: Any) -> Ran:
+            until_s = self.script.until_s
+            fits = bisect_left(until_s, until_s[first] + limit_s, first + 1, first + len(items)) - first
+            ran = run_chunk(job, items[:fits], first)
             self._serves = (0, 0.0, 0.0, 0.0, -1)
             for index in range(first, first + len(ran.results)):
                 self._pass(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from sys import _getframe
 from typing import Any, Final
@@ -64,9 +65,9 @@ class Caller:
             error = RuntimeError("the function raised StopIteration")
         return self._policy.apply(Failed(error, index, item), item)
 
-    def run(self, items: Sequence[Any], first: int) -> tuple[Ran, Part]:
-        """Run items, or those of some keys."""
-        ran = run_chunk(self.job, items, first, catch=Exception)
+    def run(self, items: Sequence[Any], first: int, limit_s: float = inf) -> tuple[Ran, Part]:
+        """Run items, or those of some keys; those that were not begun in so many seconds are left."""
+        ran = run_chunk(self.job, items, first, limit_s, catch=Exception)
         self._stats.failed += ran.failures
         self._stats.retried += ran.retried
         return ran, Part(first, ran.results, items, ran.failures, weigh(ran.results[0]))
@@ -77,7 +78,9 @@ class Caller:
         ran = run_chunk(self.job, chunk.items, chunk.first, catch=Exception)
         self._stats.in_caller += len(chunk.items)
         self._stats.caller_s += ran.run_s  # the rest is counted with the report
-        return Report(chunk, ran.results, ran.failures, ran.retried, ran.run_s, ran.longest_s, ran.longest_at)
+        return Report(
+            chunk, ran.results, ran.failures, ran.retried, ran.run_s, ran.computed_s, ran.longest_s, ran.longest_at
+        )
 
 
 def warn(text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any, Final, Literal
 
 from lazystore._core.delivery import Delivery
@@ -26,7 +27,7 @@ from lazystore.parallel.scheduling.policy import Policy
 from lazystore.parallel.scheduling.probe import START_COLD_S, START_WARM_S, Probe
 from lazystore.parallel.scheduling.review import Review
 from lazystore.parallel.scheduling.supply import Supply
-from lazystore.parallel.scheduling.tuner import MOST_ITEMS, Estimate, Limits, serial_block
+from lazystore.parallel.scheduling.tuner import MOST_ITEMS, Estimate, Limits, serial_block, threads_for
 from lazystore.parallel.workers.chunk_run import weigh
 
 __all__ = ["Engine"]
@@ -115,7 +116,6 @@ class Engine:
         self._leftover: list[Chunk] = []
         self._review = Review(clock(), self._flow)
         self._closed = False
-        self._item_s: dict[str, float] = {}  # seconds an item that backends took, of those that were found wanting
         self._torn = False
 
     # -- what the iterator asks for -------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ class Engine:
             return None
         run_s, cpu_share = call.look()
         self._probe.first(run_s, cpu_share)
-        if self._fleet is None and not self._supply.ended:
+        if self._fleet is None and call.sure and not self._supply.ended:
             self._consider()
         if self._fleet is not None and self._fleet.backend.kind == "process" and self._probe.lock_is_free():
             self._change("thread", "the function lets other threads run")
@@ -276,7 +276,7 @@ class Engine:
         """The first item is done: the caller goes on, with what workers have not got yet."""
         self._first_call = None
         self._stage = "serial" if self._fleet is None else "starting"
-        self._probe.first(*call.taken(), seen=call.seen)
+        self._probe.first_ended(*call.taken(), long=call.seen)
         call.fleet.close()
 
     def _ready(self) -> bool:
@@ -347,8 +347,8 @@ class Engine:
         self._arrivals.put(part)
         return []
 
-    def _run_all(self, items: list[Any], first: int) -> None:
-        """Run items here, one after the other, and have their results wait for their turn."""
+    def _run_all(self, items: list[Any], first: int, limit_s: float = inf) -> int:
+        """Run items here, one after the other, and have their results wait for their turn; how many were run."""
         try:
             self._caller.initialize()
         except WorkerError:
@@ -356,9 +356,9 @@ class Engine:
             raise
         self._probe.begin()
         cpu_s = time.thread_time()
-        ran, part = self._caller.run(items, first)
+        ran, part = self._caller.run(items, first, limit_s)
         cpu_s = time.thread_time() - cpu_s
-        count = len(items)
+        count = len(ran.results)
         served = (count, ran.run_s, min(cpu_s, ran.run_s), ran.longest_s, ran.longest_at)
         self._probe.account(count, ran.run_s + count * self._flow.consumer_s, served)
         self._flow.source_s = self._supply.item_s
@@ -366,6 +366,7 @@ class Engine:
         if not ran.failures and self._probe.weighable:
             self._probe.weigh(items[0], ran.results[0])
         self._arrivals.put(part)
+        return count
 
     # -- when workers come in -------------------------------------------------------------------------------------
 
@@ -415,7 +416,7 @@ class Engine:
         self._fleet = fleet
         self._stats.decided(self._clock(), f"{workers} {kind} workers: {self._flow}", kind, workers)
         self._stage = "starting" if kind == "process" and "serial" in self._kinds else "parallel"
-        self._review = Review(self._clock(), self._flow)
+        self._review = Review(self._clock(), self._flow, self._review.tried)
 
     def _manned(self, kind: str, workers: int, *, keyed: bool = True) -> Fleet:
         caller, dataset = self._caller, self._dataset
@@ -446,6 +447,8 @@ class Engine:
             return
         if self._fleet.backend.kind == "process" and self._probe.lock_is_free():
             self._change("thread", "the function lets other threads run")
+        elif why := self._review.waits(self._fleet, self._probe):
+            self._change("thread", why)
         elif self._fleet.done_items or self._fleet.idle:
             # they have shown that they work: being up is not enough, they have modules to import
             self._go_parallel()
@@ -459,35 +462,39 @@ class Engine:
         if not items:
             self._tend(fleet, 0.002)
             return True if self.patience_s is not None else None
-        self._run_all(items, self._supply.index - len(items))
+        first = self._supply.index - len(items)
+        done = self._run_all(items, first, BUDGET_S)
+        fleet.add(items[done:], first + done)  # they turned out slower than planned for
         return None
 
     def _go_parallel(self) -> None:
         assert self._fleet is not None
         self._probe.settle()
         self._stage = "parallel"
-        self._review = Review(self._clock(), self._flow)
+        self._review = Review(self._clock(), self._flow, self._review.tried)
         self._hand_over(self._fleet)
 
     def _hand_over(self, fleet: Fleet, waiting: Sequence[Chunk] = ()) -> None:
         """Give workers what the caller had kept for itself, and what others have not begun."""
         fleet.add(self._own, self._own_first)
         fleet.backlog.extend(waiting)
-        self._own = []
+        fleet.backlog.extend(self._leftover)
+        self._own, self._leftover = [], []
 
     def _change(self, kind: str, why: str) -> None:
         """Other workers, or none: the present ones finish what they are at, and get nothing new."""
         fleet, self._fleet = self._fleet, None
-        waiting = [] if fleet is None else fleet.unsent()
+        waiting = [] if fleet is None else fleet.recall()
         if fleet is not None:
             self._retiring.append(fleet)
         self._stats.decided(self._clock(), f"{kind}: {why}", kind, 0)
         self._stage = "parallel"
         if kind == "serial":
             # the caller takes over when all of it has come back
-            self._leftover = waiting
+            self._leftover += waiting
             return
-        self._begin(kind, self._limits.workers or self._limits.cpus)
+        threads = threads_for(self._flow, self._limits)
+        self._begin(kind, threads if kind == "thread" else self._limits.workers or self._limits.cpus)
         if self._fleet is not None:
             self._stage = "parallel"
             self._hand_over(self._fleet, waiting)
@@ -575,13 +582,11 @@ class Engine:
         fleet = self._fleet
         if fleet is None or len(self._kinds) == 1:
             return False
-        verdict = self._review.look(self._clock(), fleet, self._flow, self._supply.seconds)
-        if (verdict == "process" and "process" not in self._kinds) or not verdict:
-            return False
-        if verdict == "serial" and "serial" not in self._kinds:
-            return False
-        self._item_s[fleet.backend.kind] = self._review.item_s
-        if self._item_s.get(verdict, 0.0) > self._review.item_s:
-            return False  # it was tried, and was slower
-        self._change(verdict, "faster, as measured")
-        return True
+        more = self._review.more_threads(fleet, self._flow, self._limits)
+        if more:
+            fleet.backend.start(more)
+            self._stats.decided(self._clock(), f"{more} thread workers: {self._flow}", "thread", more)
+        kind, why = self._review.verdict(self._clock(), fleet, self._probe, self._supply.seconds)
+        if kind:
+            self._change(kind, why)
+        return bool(kind)

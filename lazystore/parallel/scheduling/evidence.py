@@ -16,6 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+try:
+    import resource
+except ImportError:  # not Unix
+    resource = None  # type: ignore[assignment]
+
 __all__ = ["CallClock", "CallTimes", "GilSampler", "GilShare", "Travel", "TravelCost", "travel_cost", "wait_counter"]
 
 R = TypeVar("R")
@@ -180,13 +185,9 @@ MOST_LOOKS = 2000  # some 20 s: more tells nothing new
 
 def wait_counter() -> Callable[[], int]:
     """What tells how often the calling thread has given up its CPU to wait; always 0 where the system does not tell."""
-    try:
-        import resource
-
-        who = resource.RUSAGE_THREAD
-    except (ImportError, AttributeError):
+    if resource is None or not hasattr(resource, "RUSAGE_THREAD"):
         return int
-    usage = resource.getrusage
+    usage, who = resource.getrusage, resource.RUSAGE_THREAD
     return lambda: usage(who).ru_nvcsw
 
 

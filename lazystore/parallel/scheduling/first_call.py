@@ -6,6 +6,7 @@ compute or wait and whether they let other threads run, and the second item need
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from lazystore.parallel.scheduling.fleet import Fleet
@@ -31,8 +32,9 @@ class FirstCall:
         backend.start(1)
         fleet.add(items, first)
         fleet.feed(new=False)
-        self._watch = Watch(backend.threads[0])
-        self._share = 1.0
+        self._thread = backend.threads[0]
+        self._began = time.perf_counter(), time.process_time()
+        self._watch: Watch | None = None  # most first items are over before anybody looks
         #: whether it was looked at while it ran
         self.seen = False
 
@@ -42,11 +44,18 @@ class FirstCall:
         return not self.fleet.busy
 
     def taken(self) -> tuple[float, float]:
-        """Seconds it took in the end, and the share of them that it computed, as far as that was seen."""
-        return self.fleet.done_s, self._share
+        """Seconds it took in the end, and the share of them that it computed."""
+        run_s = self.fleet.done_s
+        return run_s, self.fleet.computed_s / run_s if run_s > 0 else 1.0
 
     def look(self) -> tuple[float, float]:
         """Seconds it has worked or waited so far, and the share of them that it computed."""
         self.seen = True
-        run_s, self._share = self._watch.look()
-        return run_s, self._share
+        if self._watch is None:
+            self._watch = Watch(self._thread, self._began)
+        return self._watch.look()
+
+    @property
+    def sure(self) -> bool:
+        """Whether that share can be relied on."""
+        return self._watch is not None and self._watch.sure

@@ -30,6 +30,9 @@ LINGER_S: Final = 0.005
 SLOW_SOURCE_S: Final = 0.0005
 #: chunk time from which a worker needs no second chunk waiting behind the first
 LONG_S: Final = 0.02
+#: seconds of work that wait in a process behind the chunk it is at: with all processors taken by workers, the system
+#: lets the caller wait for some milliseconds until it may send more
+AHEAD_S: Final = 0.01
 #: seconds of the longest item of late from which a chunk that waits behind another is worth moving
 STEAL_S: Final = 0.001
 #: bytes an item from which results that are there do not wait until more is packed
@@ -94,9 +97,9 @@ class Fleet:
         self._growing = False
         self._handling_s = 0.0
         self._handled = 0
-        #: items and seconds of work reported since the fleet began
+        #: items, seconds of work, and those of them that were computing, reported since the fleet began
         self.done_items = 0
-        self.done_s = 0.0
+        self.done_s = self.computed_s = 0.0
 
     @property
     def busy(self) -> bool:
@@ -180,6 +183,14 @@ class Fleet:
         if items:
             self.backlog.append(self._cut(items, first))
 
+    def recall(self) -> list[Chunk]:
+        """Chunks that no worker has begun, for somebody else."""
+        for chunk in self.backend.take_waiting(len(self._sent)):
+            del self._sent[chunk.number]
+            self._items_out -= len(chunk.items)
+            self.backlog.append(chunk)
+        return self.unsent()
+
     def unsent(self) -> list[Chunk]:
         """Chunks that no worker has, for somebody else."""
         chunks = list(self.backlog)
@@ -244,7 +255,9 @@ class Fleet:
         if starting:
             window = self._limits.ahead or MOST_ITEMS
         else:
-            window = window_items(self._flow, self._limits, self.backend.workers, self._chunk, self._depth())
+            # the slowest item of late may be one that is not done yet
+            age_s = self._clock() - next(iter(self._sent.values())).sent_at if self._sent else 0.0
+            window = window_items(self._flow, self._limits, self.backend.workers, self._chunk, self._depth(), age_s)
         return min(window - self._items_out - self._arrivals.items, self._fitting())
 
     def _fitting(self) -> int:
@@ -270,6 +283,7 @@ class Fleet:
             kind="thread" if self.backend.kind == "thread" else "process",
             overhead_s=overhead_s,
             remaining=remaining,
+            ahead_s=self._ahead_s(),
         )
         if not self._chunk:
             self._chunk = ideal if self._flow.run_s else self._limits.chunk or 1
@@ -281,6 +295,11 @@ class Fleet:
         self._growing = self._chunk < ideal
         return self._chunk
 
+    def _ahead_s(self) -> float:
+        """Seconds of work to have ready for a process while the caller waits for its turn on a processor."""
+        source_bound = self.backend.workers * self._supply.item_s > self._flow.run_s
+        return 0.0 if self.backend.kind != "process" or not self.done_items or source_bound else AHEAD_S
+
     def _cut(self, items: Sequence[Any], first: int, deaths: int = 0) -> Chunk:
         self._number += 1
         limit_s, limit_bytes = inf, 1 << 62
@@ -290,6 +309,7 @@ class Fleet:
         return Chunk(self._number, first, items, limit_s, limit_bytes, deaths)
 
     def _send(self, chunk: Chunk) -> None:
+        chunk.sent_at = self._clock()
         # known before anything can go wrong
         self._sent[chunk.number] = chunk
         self._items_out += len(chunk.items)
@@ -331,6 +351,10 @@ class Fleet:
         run_s = report.run_s / count
         flow.run_s = run_s if run_s > 2 * flow.run_s or not self.done_items else flow.run_s + 0.3 * (run_s - flow.run_s)
         flow.longest_s = max(report.longest_s, 0.95 * flow.longest_s)
+        computed_s = min(report.computed_s, report.run_s)
+        if self.backend.kind == "process" and report.run_s > 0:  # of threads' waiting much is for each other
+            share = computed_s / report.run_s
+            flow.cpu_share += (0.3 if self.done_items else 1.0) * (share - flow.cpu_share)
         if report.out_bytes or report.in_bytes:
             item_bytes = report.out_bytes / count
             flow.in_bytes += 0.3 * (report.in_bytes / count - flow.in_bytes)
@@ -342,6 +366,7 @@ class Fleet:
         flow.out_bytes = max(item_bytes, flow.out_bytes + 0.3 * (item_bytes - flow.out_bytes))
         self.done_items += count
         self.done_s += report.run_s
+        self.computed_s += computed_s
         self._stats.report(report, self._clock())
         items = chunk.items if count == len(chunk.items) else chunk.items[:count]
         self._arrivals.put(Part(chunk.first, report.results, items, report.failures, item_bytes))

@@ -6,12 +6,14 @@ Every item is run once and its result is delivered; nothing is run for the sake 
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from lazystore.parallel.scheduling.evidence import GilSampler, travel_cost, wait_counter
-from lazystore.parallel.scheduling.tuner import WORTH, Estimate, Flow, Kind, Limits, estimate
+from lazystore.parallel.scheduling.tuner import MOST_THREADS, WORTH, Estimate, Flow, Kind, Limits, estimate
 from lazystore.parallel.workers.work_clock import run_delay
 
 __all__ = ["START_COLD_S", "START_WARM_S", "Probe"]
@@ -32,6 +34,10 @@ ENOUGH: Final = 10
 #: share of the time the lock is held below which threads run side by side
 FREE_SHARE: Final = 0.4
 
+#: gain over processes at work from which threads take their place
+CLEARLY: Final = 1.3
+#: share of their time that threads compute, waiting for each other included, from which the function does not wait
+SURELY: Final = 0.6
 #: bytes an item and its result from which threads, which copy nothing, are worth waiting for
 COPIED: Final = 1 << 16
 #: item time from which the first item is worth watching
@@ -63,13 +69,14 @@ class Probe:
         self._limits = limits
         self._sampler: GilSampler | None = None
         self._weighed = False
+        self._one_brief = False  # one item is all that is known, and that was quick
         self._looked_s = -1.0
         self._held_known = False
         self._count_waits = wait_counter()
         self._waits = self._count_waits()
         self._delayed = run_delay()
-        # since the sampler was started: seconds of all, and those in the function
-        self._sampled_s = self._sampled_run_s = 0.0
+        # when the sampler was started, and seconds in the function since
+        self._sampled_from = self._sampled_run_s = 0.0
         try:
             self.flow.held_share = _held[func]
             self._held_known = True
@@ -83,7 +90,6 @@ class Probe:
         self.begin()
         if not timed:
             return
-        self._sampled_s += wall_s
         # what a busy machine added is not the function's
         own = max(0.05, 1.0 - delayed / wall_s) if wall_s > 0 else 1.0
         timed_s, longest_s, wall_s = timed_s * own, longest_s * own, wall_s * own
@@ -99,6 +105,7 @@ class Probe:
         if cpu_s and timed_s:
             flow.cpu_share += fresh * (min(1.0, cpu_s / timed_s) - flow.cpu_share)
         self.items += items
+        self._one_brief = False
         self.spent_s += run_s * items
         self._sampled_run_s += run_s * items
 
@@ -113,14 +120,20 @@ class Probe:
         except (KeyError, TypeError):
             return False
 
-    def first(self, run_s: float, cpu_share: float, *, seen: bool = False) -> None:
-        """What is known of the first item, while it runs or after it; in the end, whether the share was ``seen``."""
-        self.items += seen
+    def first(self, run_s: float, cpu_share: float) -> None:
+        """What is known of the first item while it runs."""
         self.flow.run_s = self.flow.longest_s = run_s
         self.flow.cpu_share = max(cpu_share, self.flow.held_share) if self._held_known else cpu_share
+        self._sampled_run_s += run_s - self.spent_s
         self.spent_s = run_s
         if self._sampler is None and self._lock_in_question() and cpu_share > 0.3:
             self._start_sampler()
+
+    def first_ended(self, run_s: float, cpu_share: float, *, long: bool) -> None:
+        """The same when it has ended; one that was not ``long`` is no proof of waiting: it may do so only once."""
+        self.first(run_s, cpu_share)
+        self.items += long
+        self._one_brief = not long
 
     @property
     def wants_cpu(self) -> bool:
@@ -135,6 +148,8 @@ class Probe:
         if self.spent_s < ENOUGH_S or (self._looked_s >= 0 and self.spent_s < 1.25 * self._looked_s):
             return None
         self._looked_s = max(self.spent_s, 1e-6)
+        if remaining is not None and self._saving(remaining, self._most_gain()) < 1.5 * START_THREAD_S:
+            return None  # whatever the answers are
         self._sample()
         best: Estimate | None = None
         kinds: tuple[Kind, ...] = ("thread", "process")
@@ -145,7 +160,7 @@ class Probe:
             # threads copy nothing and start at once: they win unless processes are clearly faster
             if best is None or found.gain > 1.1 * best.gain:
                 best = found
-        if best is None or best.gain < WORTH:
+        if best is None or best.gain < WORTH or (best.kind == "thread" and self._one_brief):
             return None
         if best.kind == "process" and self._worth_asking():
             return None  # a few ms more and the sampler knows
@@ -156,8 +171,15 @@ class Probe:
         cost = START_THREAD_S if best.kind == "thread" else start_s
         if remaining is None:
             return self.spent_s >= cost
-        each = self.flow.run_s + self.flow.source_s + self.flow.consumer_s
-        return remaining * each * (1.0 - 1.0 / best.gain) > 1.5 * cost
+        return self._saving(remaining, best.gain) > 1.5 * cost
+
+    def _saving(self, remaining: int, gain: float) -> float:
+        """Seconds that such a gain would save on what is left."""
+        return remaining * (self.flow.run_s + self.flow.source_s + self.flow.consumer_s) * (1.0 - 1.0 / gain)
+
+    def _most_gain(self) -> float:
+        """What nothing gains more than."""
+        return MOST_THREADS if self.flow.cpu_share < 0.5 else max(self._limits.cpus, self._limits.workers, 1)
 
     def weigh(self, item: Any, result: Any) -> None:
         """What an item and its result weigh and cost to pack; once, when it begins to matter."""
@@ -207,7 +229,7 @@ class Probe:
     def _start_sampler(self) -> None:
         self._sampler = GilSampler()
         self._sampler.start()
-        self._sampled_s = self._sampled_run_s = 0.0
+        self._sampled_from, self._sampled_run_s = time.perf_counter(), 0.0
 
     def settle(self) -> None:
         """End the sampler and believe what it has seen."""
@@ -215,7 +237,8 @@ class Probe:
             return
         share = self._sampler.stop()
         self._sampler = None
-        in_func = self._sampled_run_s / self._sampled_s if self._sampled_s else 1.0
+        # the rest was the source's or the consumer's, or the caller waited: then nobody held the lock
+        in_func = self._sampled_run_s / max(time.perf_counter() - self._sampled_from, 1e-9)
         if share.samples < 2 or in_func < 0.3:
             return  # it looked at the source or the consumer rather than the function
         self._held_known = True
@@ -227,6 +250,24 @@ class Probe:
         """Whether it turned out that threads run side by side."""
         self._sample()
         return self._threads_possible() and self.flow.held_share < FREE_SHARE
+
+    def waits_after_all(self) -> bool:
+        """Whether threads would clearly be quicker than processes, by what is known now."""
+        if "thread" not in self.kinds or not self._threads_possible():
+            return False
+        threads, processes = (estimate(self.flow, self._limits, kind) for kind in ("thread", "process"))
+        return threads.gain > CLEARLY * processes.gain
+
+    def computes_after_all(self, cpu_share: float) -> bool:
+        """Whether processes would clearly be quicker than threads, who were seen to compute for this share."""
+        if "serial" not in self.kinds or self.flow.cpu_share > 0.5 or cpu_share < SURELY or self.stuck:
+            return False
+        flow = replace(self.flow, cpu_share=cpu_share)
+        threads, processes = (estimate(flow, self._limits, kind) for kind in ("thread", "process"))
+        if processes.gain < CLEARLY * threads.gain:
+            return False
+        self.flow.cpu_share = cpu_share
+        return True
 
     def close(self) -> None:
         """End what was started."""

@@ -184,6 +184,7 @@ def chunk_items(
     overhead_s: float = 0.0,
     remaining: int | None = None,
     latency_s: float = LATENCY_S,
+    ahead_s: float = 0.0,
 ) -> int:
     """Items of the next chunk.
 
@@ -194,6 +195,7 @@ def chunk_items(
     Parameters:
         overhead_s: measured seconds of handling a chunk; 0: not known yet.
         remaining: items that are left, where that is known.
+        ahead_s: seconds of work that should wait behind the chunk that a worker is at.
     """
     if limits.chunk:
         return limits.chunk
@@ -202,7 +204,7 @@ def chunk_items(
     handling = max(overhead_s, least)
     by_work = handling * (1.0 - OVERHEAD) / (OVERHEAD * run_s)
     by_caller = workers * handling / (0.5 * run_s)
-    items = max(by_work, by_caller)
+    items = max(by_work, by_caller, ahead_s / run_s)
     items = min(items, latency_s / run_s)
     heaviest = max(flow.in_bytes, flow.out_bytes)
     if heaviest:
@@ -215,11 +217,15 @@ def chunk_items(
     return max(1, min(MOST_ITEMS, int(items)))
 
 
-def window_items(flow: Flow, limits: Limits, workers: int, chunk: int, depth: int) -> int:
-    """Items that may be ahead of the consumer: enough to keep the workers busy behind the slowest item of late."""
+def window_items(flow: Flow, limits: Limits, workers: int, chunk: int, depth: int, age_s: float = 0.0) -> int:
+    """Items that may be ahead of the consumer: enough to keep the workers busy behind the slowest item of late.
+
+    Parameters:
+        age_s: of the chunk that has been under way for longest.
+    """
     if limits.ahead:
         return max(limits.ahead, 1)
-    straggling = min(flow.longest_s / max(flow.run_s, 1e-7), 2000.0) * workers
+    straggling = min(max(flow.longest_s, age_s) / max(flow.run_s, 1e-7), 2000.0) * workers
     items = 4 * workers * depth * chunk + 2 * straggling
     weight = flow.in_bytes + flow.out_bytes
     if weight:

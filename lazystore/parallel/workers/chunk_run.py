@@ -40,7 +40,8 @@ class Ran:
         failures: how many of them are ``Failed``.
         retried: tries beyond the first of each item.
         run_s: seconds in ``func`` and ``reader``, without those in which the thread was kept from a processor.
-        longest_s: of the slowest item (of quick ones: the mean of their stretch), as if all of those were in it.
+        computed_s: of ``run_s`` those of a processor; the rest was waiting, for others or for the interpreter's lock.
+    longest_s: of the slowest item (of quick ones: the mean of their stretch), as if all of those were in it.
         longest_at: index of that item in the data.
         nbytes: what the results weigh, about.
     """
@@ -49,6 +50,7 @@ class Ran:
     failures: int = 0
     retried: int = 0
     run_s: float = 0.0
+    computed_s: float = 0.0
     longest_s: float = 0.0
     longest_at: int = -1
     nbytes: float = 0.0
@@ -64,6 +66,7 @@ def run_chunk(
     note: Callable[[int], object] | None = None,
     catch: type[BaseException] = BaseException,
     delay: Callable[[], float] = run_delay,
+    computed: Callable[[], float] = time.thread_time,
 ) -> Ran:
     """Run ``job.func`` with items until they are through or a limit is reached; at least with one.
 
@@ -82,8 +85,9 @@ def run_chunk(
         catch: what counts as an item's failure; anything else is raised and what was done is lost. In the caller's own
             thread: ``Exception``, so that Ctrl-C is not taken for an item's.
         delay: tells seconds as well: those so far in which this thread had no processor.
+        computed: tells the seconds of a processor so far.
     """
-    watch = _Stopwatch(clock, delay)
+    watch = _Stopwatch(clock, delay, computed)
     if job.reader is not None:
         job, items = _read(job, job.reader, items)
     runner = _Runner(job, list(items), first, catch)
@@ -100,14 +104,19 @@ def run_chunk(
 class _Stopwatch:
     """How long a chunk takes, and for how much of that its thread had no processor, which is nobody's fault here."""
 
-    def __init__(self, clock: Callable[[], float], delay: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], delay: Callable[[], float], computed: Callable[[], float]) -> None:
         self.clock = clock
         self._delay = delay
+        self._computed = computed
+        self._computed_before = computed()
         self._before = delay()
         self.begin = clock()
 
     def delayed(self, now: float) -> float:
         return min(max(0.0, self._delay() - self._before), now - self.begin)
+
+    def computed(self) -> float:
+        return self._computed() - self._computed_before
 
 
 class _Runner:
@@ -158,6 +167,7 @@ class _Runner:
         delayed = watch.delayed(now)
         run_s = now - begin - delayed
         self.ran.run_s, self.ran.nbytes = run_s, nbytes
+        self.ran.computed_s = min(watch.computed(), run_s)
         self.ran.longest_s, self.ran.longest_at = max(longest_s - delayed, run_s / max(1, done)), longest_at
 
     def let_go(self) -> None:

@@ -286,6 +286,7 @@ def run_report(
         failures=ran.failures,
         retried=ran.retried,
         run_s=ran.run_s,
+        computed_s=ran.computed_s,
         longest_s=ran.longest_s,
         longest_at=ran.longest_at,
         worker=worker,

@@ -15,6 +15,8 @@ __all__ = ["Watch", "run_delay"]
 
 #: Linux: "nanoseconds of computing, nanoseconds of waiting for a processor, turns" of a thread
 _SCHEDSTAT: Final = "/proc/{}/schedstat"
+#: looks at a thread that show it runnable, though it has not computed much, until that is no coincidence
+SURE: Final = 3
 
 
 class _Schedstat:
@@ -63,30 +65,38 @@ class Watch:
 
     Parameters:
         thread: has been started.
+        began: when, by ``time.perf_counter`` and ``time.process_time``; it has done next to nothing before.
     """
 
-    def __init__(self, thread: threading.Thread) -> None:
+    def __init__(self, thread: threading.Thread, began: tuple[float, float]) -> None:
         assert thread.ident is not None
         self._stat = _Schedstat(f"self/task/{thread.native_id}")
         self._clock = time.pthread_getcpuclockid(thread.ident) if hasattr(time, "pthread_getcpuclockid") else None
         self._state = f"/proc/self/task/{thread.native_id}/stat"
         self._looks = self._runnable = 0
-        self._wall, self._cpu, self._delay = time.perf_counter(), self._computed(), self._stat.delay()
+        #: whether the last look is to be relied on
+        self.sure = False
+        self._began, self._process_before = began
 
     def _computed(self) -> float:
-        return time.clock_gettime(self._clock) if self._clock is not None else time.process_time()
+        if self._clock is not None:
+            return time.clock_gettime(self._clock)
+        return time.process_time() - self._process_before
 
     def look(self) -> tuple[float, float]:
         """Seconds since the beginning without those it had no processor, and the share of them that it computed.
 
         Only while the thread is alive.
         """
-        computed = self._computed() - self._cpu
+        computed = self._computed()
         self._looks += 1
         self._runnable += self._is_runnable()
-        own = max(time.perf_counter() - self._wall - (self._stat.delay() - self._delay), computed, 1e-9)
+        own = max(time.perf_counter() - self._began - self._stat.delay(), computed, 1e-9)
         # what it waits for a processor at this moment is not in its delay yet
-        return own, min(1.0, max(computed / own, self._runnable / self._looks))
+        by_state = self._runnable / self._looks
+        # a thread that waits is runnable too, for the moment in which it wakes up
+        self.sure = self._looks >= SURE or computed / own > 0.5 or by_state < 0.5
+        return own, min(1.0, max(computed / own, by_state))
 
     def _is_runnable(self) -> bool:
         try:

@@ -58,7 +58,7 @@ LEAVE_S = 10.0
 APART = 16 << 10
 
 #: of a report: whether each result is a part of its own, and ``Report``'s fields from ``failures`` to ``in_bytes``
-_COUNTERS = struct.Struct("<?qqddqdq")
+_COUNTERS = struct.Struct("<?qqdddqdq")
 
 T = TypeVar("T")
 _serving = False
@@ -73,7 +73,7 @@ def unpack_report(message: Message, chunk: Chunk, worker: int = 0) -> Report | N
     Raises:
         EOFError: bytes are missing: the worker is of no more use.
     """
-    apart, failures, retried, run_s, longest_s, longest_at, transport_s, in_bytes = _COUNTERS.unpack(message.meta)
+    apart, failures, *counters = _COUNTERS.unpack(message.meta)
     if apart:
         results = []
         for place, part in enumerate(message.parts()):
@@ -90,9 +90,9 @@ def unpack_report(message: Message, chunk: Chunk, worker: int = 0) -> Report | N
             return None
     out_bytes = message.nbytes
     message.drop()
-    return Report(
-        chunk, results, failures, retried, run_s, longest_s, longest_at, transport_s, in_bytes, out_bytes, worker
-    )
+    retried, run_s, computed_s, longest_s, longest_at, transport_s, in_bytes = counters
+    times = (run_s, computed_s, longest_s, longest_at, transport_s)
+    return Report(chunk, results, failures, retried, *times, in_bytes, out_bytes, worker)
 
 
 def main(channel: Channel, number: int, idle_s: float = IDLE_S) -> None:
@@ -228,7 +228,8 @@ class _Worker:
             job = replace(job, func=_Checked(job.func))
         _limit_threads(job)
         note = None if job.timeout is None else self._channel.note_progress
-        ran = run_chunk(job, items, first, limit_s, limit_bytes, note=note)
+        # what threads of the function's own compute, it does not wait for
+        ran = run_chunk(job, items, first, limit_s, limit_bytes, note=note, computed=time.process_time)
         if note is not None:
             note(-1)
         _flush()
@@ -283,7 +284,15 @@ class _Worker:
 
 def _meta(apart: bool, ran: Ran, transport_s: float, in_bytes: int) -> bytes:
     return _COUNTERS.pack(
-        apart, ran.failures, ran.retried, ran.run_s, ran.longest_s, ran.longest_at, transport_s, in_bytes
+        apart,
+        ran.failures,
+        ran.retried,
+        ran.run_s,
+        ran.computed_s,
+        ran.longest_s,
+        ran.longest_at,
+        transport_s,
+        in_bytes,
     )
 
 

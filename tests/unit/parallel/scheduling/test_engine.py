@@ -518,3 +518,136 @@ def test_no_item_is_lost_when_workers_change(
                 simulation.engine._change(kind, "it is the test's wish")
     assert found == [2 * k for k in range(100)] if ordered else sorted(found) == [2 * k for k in range(100)]
     assert all(backend.closed for backend in simulation.backends)
+
+
+# -- verdicts that turn out wrong -------------------------------------------------------------------------------------
+
+
+def misjudged(
+    seconds: list[float], *, seen: float, true: float, total: bool, start_s: float = 0.06, **options: Any
+) -> Simulation:
+    """A function that the caller sees compute for the share ``seen`` of its time; in workers it is ``true``."""
+    count = len(seconds)
+    return Simulation(
+        double,
+        range(count),
+        Script(seconds),
+        cpu_share=seen,
+        kinds=options.pop("kinds", AUTO),
+        limits=options.pop("limits", Limits(cpus=2)),
+        total=count if total else None,
+        costs=Costs(start_s=start_s, birth_s=0.0),
+        options={"cpu_share": true},
+        **options,
+    )
+
+
+def lock_unknown(simulation: Simulation) -> None:
+    """Nothing is known of the interpreter's lock, nor looked at: that would be in real time."""
+    simulation.engine._probe._held_known = False
+    simulation.engine._probe.flow.held_share = 1.0
+    simulation.engine._probe._start_sampler = lambda: None  # type: ignore[method-assign]
+
+
+@settings(max_examples=40)
+@given(
+    each_s=st.sampled_from([1e-4, 1e-3, 2e-3, 0.02, 0.3]),
+    share=st.sampled_from([0.0, 0.03, 0.2]),
+    start_s=st.sampled_from([0.0, 0.001, 0.06]),
+    total=st.booleans(),
+    ordered=st.booleans(),
+    quick=st.integers(0, 40),
+)
+def test_threads_take_over_within_a_few_items_what_processes_only_wait_for(
+    each_s: float, share: float, start_s: float, total: bool, ordered: bool, quick: int
+) -> None:
+    count = max(60, int(0.6 / each_s))
+    seconds = [each_s / 10] * quick + [each_s] * (count - quick)
+    simulation = misjudged(seconds, seen=1.0, true=share, total=total, start_s=start_s, ordered=ordered)
+    with simulation.serial_time():
+        lock_unknown(simulation)
+        assert sorted(simulation) == [2 * k for k in range(count)]
+    kinds = [backend.kind for backend in simulation.backends]
+    assert kinds == ["process", "thread"]
+    processes, threads = simulation.backends
+    assert threads.workers > 4
+    begun_s = 0.05 + start_s
+    # what each of the two had when the first three came back, and the caller's own until then
+    assert sum(processes.reported.values()) <= max(30, 4 * 0.012 / each_s + quick)
+    assert simulation.clock.now < begun_s + 0.012 + 8 * each_s + 1.5 * sum(seconds) / 7
+
+
+@settings(max_examples=40)
+@given(
+    each_s=st.sampled_from([1e-4, 1e-3, 2e-3, 0.02]),
+    share=st.sampled_from([0.6, 0.8, 1.0]),
+    start_s=st.sampled_from([0.0, 0.001, 0.06]),
+    total=st.booleans(),
+    known=st.booleans(),
+)
+def test_what_computes_stays_with_processes(
+    each_s: float, share: float, start_s: float, total: bool, known: bool
+) -> None:
+    count = max(60, int(0.6 / each_s))
+    simulation = misjudged([each_s] * count, seen=1.0, true=share, total=total, start_s=start_s)
+    with simulation.serial_time():
+        if not known:
+            lock_unknown(simulation)
+        assert list(simulation) == [2 * k for k in range(count)]
+    assert [backend.kind for backend in simulation.backends] == ["process"]
+
+
+@pytest.mark.parametrize("each_s", [1e-4, 2e-3, 0.02])
+@pytest.mark.parametrize("total", [True, False])
+def test_processes_take_over_what_threads_compute(each_s: float, total: bool) -> None:
+    count = max(100, int(1.0 / each_s))
+    simulation = misjudged([each_s] * count, seen=0.05, true=0.95, total=total)
+    with simulation.serial_time():
+        lock_unknown(simulation)
+        assert list(simulation) == [2 * k for k in range(count)]
+    assert [backend.kind for backend in simulation.backends] == ["thread", "process"]
+    threads, _ = simulation.backends
+    assert sum(threads.reported.values()) <= max(100, 0.3 / each_s)  # what all of them had in hand
+
+
+def test_threads_do_not_take_over_where_their_number_was_given_or_processes_were_asked_for() -> None:
+    for kinds, limits in (
+        (AUTO, Limits(cpus=2, workers=2)),
+        (("process",), Limits(cpus=2, workers=2)),
+        (("process", "thread"), Limits(cpus=32, workers=2)),  # what a timeout leaves: only processes can be ended
+        (("serial", "process"), Limits(cpus=2)),
+    ):
+        simulation = misjudged([0.01] * 100, seen=1.0, true=0.02, total=True, kinds=kinds, limits=limits)
+        with simulation.serial_time():
+            lock_unknown(simulation)
+            assert list(simulation) == [2 * k for k in range(100)]
+        assert [backend.kind for backend in simulation.backends] == ["process"]
+
+
+def test_a_first_item_that_waits_does_not_make_a_waiting_function() -> None:
+    simulation = misjudged([0.002] * 200, seen=1.0, true=1.0, total=True)
+    shares = iter([0.0, *[1.0] * 10_000])
+    with simulation.serial_time():
+        lock_unknown(simulation)
+        probe = simulation.engine._probe
+        probe.first_ended(0.002, next(shares), long=False)
+        assert probe.look(0.002, 200) is None  # one brief item: the next one tells
+        assert list(simulation) == [2 * k for k in range(200)]
+    assert [backend.kind for backend in simulation.backends] == ["process"]
+
+
+@pytest.mark.parametrize("start_s", [0.001, 0.06])
+def test_the_caller_does_not_sit_over_slow_items_while_workers_have_nothing_to_do(start_s: float) -> None:
+    seconds = [20e-6] * 400 + [2e-3] * 400
+    simulation = misjudged(seconds, seen=1.0, true=1.0, total=True, start_s=start_s)
+    with simulation.serial_time():
+        assert list(simulation) == [2 * k for k in range(800)]
+    assert simulation.clock.now < 1.06 * sum(seconds) / 2 + start_s
+
+
+def test_workers_go_on_behind_an_item_that_takes_long() -> None:
+    # the slow one is the first of its kind, and nothing has told how slow it is
+    seconds = [0.005] * 20 + [0.4] + [0.005] * 180
+    simulation = Simulation(double, range(201), Script(seconds), workers=2, total=201)
+    assert list(simulation) == [2 * k for k in range(201)]
+    assert simulation.clock.now < 0.06 + 1.1 * sum(seconds) / 2

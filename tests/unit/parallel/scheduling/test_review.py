@@ -9,7 +9,7 @@ import pytest
 
 from lazystore.parallel.scheduling import review as review_module
 from lazystore.parallel.scheduling.review import LOOK_S, Review
-from lazystore.parallel.scheduling.tuner import Flow
+from lazystore.parallel.scheduling.tuner import MOST_THREADS, Flow, Limits
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +106,31 @@ def test_a_machine_too_busy_to_tell_gives_no_verdict(monkeypatch: pytest.MonkeyP
     review = Review(0.0, Flow(run_s=0.001))
     assert review.look(1.0, fleet("thread", 100, 0.001), Flow(), 0.0) == ""
     assert review.look(2.0, fleet("thread", 200, 0.001), Flow(), 0.0) == "process"
+
+
+def threads(items: int, computed_s: float, workers: int = 8) -> Any:
+    backend = SimpleNamespace(kind="thread", workers=workers)
+    return SimpleNamespace(done_items=items, done_s=items * 0.002, computed_s=items * computed_s, backend=backend)
+
+
+def test_threads_that_compute_less_than_they_seemed_to_become_more() -> None:
+    flow = Flow(run_s=0.002, cpu_share=0.2)
+    assert Review(0.0, flow).more_threads(threads(8, 40e-6), flow, Limits(2)) == MOST_THREADS
+    assert flow.cpu_share == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("fleet", "limits", "cpu"),
+    [
+        (threads(7, 40e-6), Limits(2), 0.2),  # not one item each yet
+        (threads(100, 400e-6), Limits(2), 0.2),  # it is as it seemed
+        (threads(100, 1e-3), Limits(2), 0.2),  # they compute more
+        (threads(100, 40e-6), Limits(2, workers=8), 0.2),  # the user's number
+        (threads(100, 40e-6), Limits(2), 0.9),  # they are there because the lock is free
+        (threads(100, 40e-6, MOST_THREADS), Limits(2), 0.2),
+        (fleet("process", 100, 0.002), Limits(2), 0.2),
+    ],
+)
+def test_there_are_no_more_threads_without_a_reason(fleet: Any, limits: Limits, cpu: float) -> None:
+    flow = Flow(run_s=0.002, cpu_share=cpu)
+    assert Review(0.0, flow).more_threads(fleet, flow, limits) == 0

@@ -87,6 +87,14 @@ def test_handling_a_chunk_is_a_small_share_of_its_work() -> None:
                     assert workers * handling_s < 0.55 * work_s + run_s, (run_s, workers, overhead_s)
 
 
+def test_as_much_work_waits_behind_a_chunk_as_was_asked_for_and_no_more_than_is_fair() -> None:
+    for run_s in (2e-6, 1e-4, 2e-3):
+        items = chunk_items(Flow(run_s), LIMITS, 2, ahead_s=0.01)
+        assert min(0.01, MOST_ITEMS * run_s) * 0.99 <= items * run_s <= 0.011
+    assert chunk_items(Flow(2e-3), LIMITS, 2, ahead_s=0.01, remaining=4) == 1
+    assert chunk_items(Flow(0.02), LIMITS, 2, ahead_s=0.01) == 1
+
+
 def test_long_items_travel_alone() -> None:
     for run_s in (LATENCY_S, 1.0, 1000.0):
         assert chunk_items(Flow(run_s), LIMITS, 8) == 1
@@ -137,6 +145,11 @@ def test_a_window_holds_what_workers_do_during_the_slowest_item() -> None:
     uneven = window_items(Flow(run_s=0.001, longest_s=0.5), LIMITS, 8, 1, 2)
     assert even >= 8 * 2
     assert uneven - even >= 0.5 / 0.001 * 8 * 0.9
+
+
+def test_a_window_holds_what_workers_do_during_an_item_that_is_not_done_yet() -> None:
+    flow = Flow(run_s=0.001, longest_s=0.001)
+    assert window_items(flow, LIMITS, 8, 1, 2, 0.5) == window_items(replace(flow, longest_s=0.5), LIMITS, 8, 1, 2)
 
 
 def test_a_window_of_a_given_size_is_kept() -> None:

@@ -325,3 +325,17 @@ def test_times_are_those_of_the_clock() -> None:
     assert ran.longest_at == 11
     assert ran.longest_s >= 0.02
     assert ran.run_s >= 0.022
+
+
+def test_what_was_computed_and_what_was_waited_for_are_told_apart() -> None:
+    slept = run_chunk(Job(time.sleep), [0.01] * 5, 0)
+    assert slept.computed_s < 0.5 * slept.run_s
+    spun = run_chunk(Job(lambda item: sum(range(200_000))), range(5), 0)
+    assert spun.computed_s > 0.5 * spun.run_s
+    assert 0.0 <= slept.computed_s <= slept.run_s
+    assert spun.computed_s <= spun.run_s
+
+
+def test_what_is_computed_is_never_more_than_the_time_it_took() -> None:
+    ran = run_chunk(Job(abs), range(50), 0, computed=iter([0.0, 7.0]).__next__)  # several threads of the function's
+    assert ran.computed_s == ran.run_s
