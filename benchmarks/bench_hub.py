@@ -165,11 +165,17 @@ class Bench:
                 "rows/s": lambda row: harness.spread(row.values(harness.first_rate)),
             },
         )
+        beside = harness.excess(rows.named(PEER), 0)
         for row in rows:
-            if "lazystore" in row.contender.name:
+            if row.contender.name.startswith(OURS):
                 excess = harness.excess(row, row.contender.spec["memory"])
                 promise = f"{row.contender.name}: peak RSS beyond imports and memory=, bytes"
                 self.out.target(promise, excess, ALLOWANCE, at_least=False)
+            elif row.contender.name.startswith(WRAPPED) and beside is not None:
+                # What the library needs for the same pass is not the wrapper's to change.
+                excess = harness.excess(row, row.contender.spec["memory"])
+                promise = f"{row.contender.name}: the same, and beyond {PEER}'s own pass, bytes"
+                self.out.target(promise, None if excess is None else excess - beside, ALLOWANCE, at_least=False)
 
     def threads(self) -> None:
         for shared, title in ((True, "eight threads on one pass"), (False, "eight threads, each with a pass")):
@@ -180,7 +186,9 @@ class Bench:
                 self.contender(PEER, "threads", "small", "datasets", **spec),
             ]
             if shared:
-                chosen.append(self.contender(f"{PEER}, a lock", "threads", "small", "datasets", shared=True, locked=True))
+                chosen.append(
+                    self.contender(f"{PEER}, a lock", "threads", "small", "datasets", shared=True, locked=True)
+                )
             rows = self.compare(chosen)
             self.out.table(
                 title,

@@ -1,9 +1,9 @@
 """The repositories of the hub bench: made once, always the same; what is asked of them is in bench_hub.py.
 
-    text    four files of row groups; two of six columns are a small part of the bytes
-    small   a first part of the same rows, for what holds everything or begins a hundred times
-    files   the same rows again in many small files
-    images  PNG pictures with a label, in the hub's own Image feature
+text    four files of row groups; two of six columns are a small part of the bytes
+small   a first part of the same rows, for what holds everything or begins a hundred times
+files   the same rows again in many small files
+images  PNG pictures with a label, in the hub's own Image feature
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def repositories(quick: bool) -> dict[str, Repo]:
     found = {
         "text": Repo("bench/text", 4, 50_000 // part, 10_000 // part),
         "small": Repo("bench/small", 4, 10_000 // part, 2_500 // part),
-        "resume": Repo("bench/resume", 4, 2_000 // part, 500 // part),
+        "resume": Repo("bench/resume", 4, 1_000 // part, 250 // part),
         "files": Repo("bench/files", 64 if not quick else 8, 500 // (part // 10 or 1), 500),
         "images": Repo("bench/images", 4, 500 // (part // 10 or 1), 100, images=True),
         "warm": Repo("bench/warm", 1, WARM, WARM),

@@ -161,7 +161,7 @@ def passes(run: Run) -> None:
         _forget(run)
         cpu = time.process_time()
         begin = perf_counter()
-        for number, sample in enumerate(opened):  # noqa: B007
+        for number, sample in enumerate(opened):
             if not number % step:
                 kept.append(sample)
         seconds.append(perf_counter() - begin)
@@ -201,7 +201,8 @@ def threads(run: Run) -> None:
     opened = _prepared(run)()
     shared = run.spec["shared"]
     common = iter(opened) if shared else None
-    lock = threading.Lock()
+    if common is not None and run.spec["locked"]:
+        common = _Locked(common)
     got: list[list[int]] = [[] for _ in range(THREADS)]
     failures: list[str] = []
     start = threading.Barrier(THREADS + 1)
@@ -209,9 +210,9 @@ def threads(run: Run) -> None:
     def read(into: list[int]) -> None:
         start.wait()
         try:
-            for sample in _locked(common, lock) if common is not None and run.spec["locked"] else common or opened:
+            for sample in opened if common is None else common:
                 into.append(sample["id"])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - counted, and said
             failures.append(repr(error))
 
     readers = [threading.Thread(target=read, args=(each,)) for each in got]
@@ -225,21 +226,26 @@ def threads(run: Run) -> None:
     elapsed = perf_counter() - begin
     served(run)
     run.peak()
-    lost, doubled = _compared([sum(got, [])] if shared else got, run.spec["count"])
+    lost, doubled = _compared([list(itertools.chain.from_iterable(got))] if shared else got, run.spec["count"])
     run.result.update(
         seconds=[elapsed], items=sum(map(len, got)), lost=lost, doubled=doubled, failed=len(failures), said=failures[:1]
     )
     _close(opened)
 
 
-def _locked(samples: Iterator[Any], lock: threading.Lock) -> Iterator[Any]:
-    """What a program does that shares an iterator which threads may not share."""
-    while True:
-        with lock:
-            sample = next(samples, None)
-        if sample is None:
-            return
-        yield sample
+class _Locked:
+    """What a program makes of an iterator that threads may not share."""
+
+    def __init__(self, samples: Iterator[Any]) -> None:
+        self._samples = samples
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with self._lock:
+            return next(self._samples)
 
 
 def resume(run: Run) -> None:
@@ -290,7 +296,8 @@ def leaks(run: Run) -> None:
         if run.spec["close"]:
             _close(opened)
 
-    once()
+    for _ in range(1 + run.spec["times"] // 20):  # until what is kept for good is there
+        once()
     gc.collect()
     before = threading.active_count(), _descriptors(), _resident()
     begin = perf_counter()

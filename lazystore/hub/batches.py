@@ -72,14 +72,18 @@ class Batches:
 
     # -- for passes ---------------------------------------------------------------------
 
-    def ready(self, position: int, most: int = BATCH) -> Part | None:
-        """The samples from ``position`` on that are here, if any are, at most so many; :data:`END` at the end."""
+    def ready(self, position: int, most: int = BATCH, *, asked: bool = False) -> Part | None:
+        """The samples from ``position`` on that are here, if any are, at most so many; ``END`` at the end.
+
+        Parameters:
+            asked: they were asked for by :meth:`part` too, which counts them.
+        """
         with self._turn:
             self._check()
             batch = self._find((position - self._origin) // self._size)
             if batch is not None and len(batch.samples) > position - batch.first:
                 part = batch.part(position, most)
-                self.hits += len(part.samples)
+                self.hits += 0 if asked else len(part.samples)
                 return part
             return END if self._is_end(position) else None
 
@@ -344,6 +348,10 @@ class Batches:
             self._ticks += 1
             line.owner, line.tick = owner, self._ticks
             unfinished, line.batch, line.busy = line.batch, None, True
+            if unfinished is not None and unfinished.limit > start:  # of before the batches became smaller
+                unfinished.line = None
+                self._forget(unfinished)
+                unfinished = None
             spare = self._free()
         _close(spare)
         there = False

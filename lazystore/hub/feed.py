@@ -38,7 +38,10 @@ class Reading(ABC):
         """The next sample. What the source raises comes as it is; the reading is then over."""
 
     def take(self, count: int) -> list[Any]:
-        """The next samples, fewer than ``count`` only at the end. An error comes after the samples before it."""
+        """The next samples, fewer than ``count`` only at the end.
+
+        A reading that can fail half-way overrides this: samples before an error are to come first, here they are lost.
+        """
         samples: list[Any] = []
         for sample in self:
             samples.append(sample)

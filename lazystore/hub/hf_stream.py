@@ -228,7 +228,8 @@ def _kind(node: Any) -> str:
 
 def _has_state(node: Any) -> bool:
     """Whether the state of the node is exact."""
-    of_tables = "function" in node.__dict__ and node.formatting and node.formatting.is_table  # may skip a batch
+    # Functions of tables may skip a batch; of async ones it is not known with hundreds under way.
+    of_tables = "function" in node.__dict__ and node.formatting and node.formatting.is_table
     return _kind(node) in STATES and not of_tables and not _is_async(node)
 
 

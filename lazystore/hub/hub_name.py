@@ -37,7 +37,7 @@ class HubName:
     Attributes:
         memory: bytes that our own reader may hold.
         timeout: seconds to open it, retries included.
-        retries: attempts at that, in all.
+        retries: attempts at that after the first.
     """
 
     name: str

@@ -24,7 +24,7 @@ __all__ = ["DatasetFeed", "StoreFeed"]
 class DatasetFeed(Feed):
     """A :class:`~lazystore.StreamingDataset`: a pass is an iteration of it in its order, from where its epoch stands.
 
-    Samples are numbered in the order of a pass; :meth:`get` goes by the stored order, as ``dataset[i]`` does.
+    Samples are numbered in the order of a pass, by :meth:`get` too: ``dataset[i]`` itself goes by the stored order.
 
     Parameters:
         dataset: read through its own memory; its epoch and position are not moved.
@@ -67,23 +67,44 @@ class DatasetFeed(Feed):
     def open(self, position: int = 0, mark: Mark | None = None) -> Reading:
         if position == 0 and not self.dataset.indexed:
             return IteratorReading(lambda: iter(self.dataset))  # text is read at once: no index is made first
-        return IteratorReading(lambda: self._twin().iter_from(position), position)
+        return IteratorReading(lambda: self._twin(whole=self.origin is not None).iter_from(position), position)
 
-    def _twin(self) -> StreamingDataset:
-        """The same dataset over the same memory with a session of its own: passes do not end each other's epochs."""
+    def _twin(self, *, whole: bool) -> StreamingDataset:
+        """The same dataset over the same memory with a session of its own: passes do not end each other's epochs.
+
+        Parameters:
+            whole: what it reads is everything, not the part of this rank and worker.
+        """
         dataset = self.dataset
         twin = object.__new__(type(dataset))
         twin.__dict__.update(dataset.__dict__)
-        twin._session = copy(dataset._session) if self.origin is None else _undivided(dataset._session)
+        twin._session = _undivided(dataset._session) if whole else copy(dataset._session)
         if self._epoch is not None:
             twin.set_epoch(self._epoch)
         return twin
 
     def get(self, index: int) -> Any:
-        return self.dataset[index]
+        return self.dataset[index] if self._is_as_stored() else self._at(index)
 
     def get_many(self, indices: Sequence[int]) -> list[Any]:
-        return self.dataset.__getitems__(indices)
+        if self._is_as_stored():
+            return self.dataset.__getitems__(indices)
+        return [self._at(index) for index in indices]
+
+    def _is_as_stored(self) -> bool:
+        """Whether a pass over everything has the stored order, from the first item on."""
+        session = self.dataset._session
+        return session.kind == "sequential" and session._loaded is None
+
+    def _at(self, index: int) -> Any:
+        """A sample of a pass over everything, where that is not in the stored order."""
+        walk: Any = self._twin(whole=True).iter_from(index)
+        try:
+            return next(walk)
+        except StopIteration:
+            raise ItemIndexError(f"{self.name} has no sample {index}") from None
+        finally:
+            walk.close()
 
     @property
     def epoch(self) -> int:

@@ -22,7 +22,7 @@ from lazystore.hub.batches import LOOK_S
 from lazystore.hub.feed import Mark
 from lazystore.hub.fresh import SHARED, copied
 from lazystore.hub.parts import END, Part
-from lazystore.hub.recovery import Line, Recovery
+from lazystore.hub.recovery import Line, Recovery, close_lines
 
 __all__ = ["Course", "Direct", "Pass", "Progress", "Supply"]
 
@@ -45,13 +45,18 @@ def _end_reading() -> None:
     for wait in (False, True):
         for course in courses:
             course.halt(wait)
+    close_lines()
 
 
 class Supply(Protocol):
     """Where a pass gets samples."""
 
-    def ready(self, position: int) -> Part | None:
-        """Those from a position on that are here, if any are; ``END`` where it is known that there are none."""
+    def ready(self, position: int, *, asked: bool = False) -> Part | None:
+        """Those from a position on that are here, if any are; ``END`` where it is known that there are none.
+
+        Parameters:
+            asked: they were asked for by :meth:`part` too.
+        """
 
     def part(self, position: int, owner: object) -> Part | None:
         """The next ones, waited for; None at the end."""
@@ -77,11 +82,15 @@ class Direct:
         self._reader = reader
         self._line = Line(reader.recovery, position)
 
-    def ready(self, position: int) -> Part | None:
+    def ready(self, position: int, *, asked: bool = False) -> Part | None:
         return self.part(position, None) or END
 
     def part(self, position: int, owner: object) -> Part | None:
-        samples = self._line.take(BLOCK, BLOCK_BYTES)
+        self._line.busy = True
+        try:
+            samples = self._line.take(BLOCK, BLOCK_BYTES)
+        finally:
+            self._line.busy = False
         if not samples:
             self._line.close()
             return None
@@ -245,7 +254,8 @@ class Course:
                 self._end()
                 raise
             if part is None:
-                self._over = self.progress.finished = True
+                self._over = True
+                self.progress.finished = not self.closed
                 self._end()
                 raise StopIteration
             skip = (self._offset - part.first) % self._step
@@ -300,7 +310,7 @@ class Course:
                     )
                 if self._turn.wait(min(LOOK_S, max(0.0, until - time.monotonic()))):
                     continue
-            ready = self._supply.ready(self._at)
+            ready = self._supply.ready(self._at, asked=True)
             if ready is not None and ready.samples:
                 return ready
 
@@ -313,7 +323,11 @@ class Course:
                 return
             self._thread = thread
         _reading.add(self)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads: the next call tries again
+            self._thread = None
+            raise
 
     def _run(self) -> None:
         error: BaseException | None = None

@@ -61,6 +61,18 @@ class Reader:
         if self.batches is not None:
             self.batches.forget()
 
+    def counters(self) -> dict[str, int]:
+        """What was done, to be summed over readers."""
+        batches, direct = self.batches, self.direct_samples
+        hits, misses, reread = (batches.hits, batches.misses, batches.reread) if batches is not None else (0, 0, 0)
+        return {
+            "samples": hits + misses + direct,
+            "hits": hits,
+            "misses": misses,
+            "reread_samples": reread,
+            "retries": self.recovery.retried,
+        }
+
     def close(self, why: str) -> None:
         if self.batches is not None:
             self.batches.close(why)

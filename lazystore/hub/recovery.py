@@ -7,7 +7,9 @@ not here.
 from __future__ import annotations
 
 import bisect
+import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -21,7 +23,7 @@ from lazystore.hub.feed import Feed, Mark, Reading
 from lazystore.hub.readings import IteratorReading
 from lazystore.hub.sources import fallback_of
 
-__all__ = ["Line", "Marks", "OnError", "Recovery", "transient"]
+__all__ = ["Line", "Marks", "OnError", "Recovery", "close_lines", "transient"]
 
 OnError = str | Callable[[BaseException, int], Iterable[Any]]
 
@@ -251,6 +253,21 @@ class _Takeover(Feed):
         """Nothing: the feed before is closed by whoever made it."""
 
 
+#: All there are, for the interpreter's exit.
+_lines: weakref.WeakSet[Line] = weakref.WeakSet()
+
+
+def close_lines() -> None:
+    """At the interpreter's exit: generators that are closed later find the modules they use gone."""
+    for line in list(_lines):
+        if not line.taken:
+            line.close()
+
+
+# A child's exit is not to close what its parent reads.
+os.register_at_fork(after_in_child=_lines.clear)
+
+
 class Line:
     """A forward pass over what a :class:`Recovery` reads, which goes on after failures at the very next sample.
 
@@ -262,6 +279,7 @@ class Line:
     """
 
     __slots__ = (
+        "__weakref__",
         "_feed",
         "_mark",
         "_pace",
@@ -289,6 +307,7 @@ class Line:
         self.batch: Any = None
         self.busy = False
         self.tick = 0
+        _lines.add(self)
 
     @property
     def taken(self) -> bool:
@@ -346,8 +365,10 @@ class Line:
                     error, self._pending = self._pending, None
                     raise error
                 if self._reading is None:
-                    near = self._mark if self._feed is self._recovery.feed else None
-                    self._feed, self._reading = self._recovery.open(self.position, near)
+                    if self._feed is not self._recovery.feed:
+                        self._mark = None  # another has taken over, with tries of its own
+                        started, attempt = time.monotonic(), 0
+                    self._feed, self._reading = self._recovery.open(self.position, self._mark)
                 return read(self._reading)
             except Exception as error:  # noqa: BLE001 - raised by `after` unless it passes
                 self.close()

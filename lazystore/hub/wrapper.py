@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -113,6 +114,7 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
         self._epoch = self._feed_epoch = self._feed.epoch
         self._entry = BEGINNING
         self._latest: tuple[Progress, Reader, tuple[int, int]] | None = None
+        self._past: Counter[str] = Counter()  # of readers that are no more
         self._fallbacks: list[dict[str, Any]] = []
         self._begin()
 
@@ -120,14 +122,15 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
         self._pid = os.getpid()
         self._stop = threading.Event()
         self._readers: dict[tuple[int, int], Reader] = {}
+        self._retired: list[Reader] = []  # whose followers are to be closed at the end
         self._passes: weakref.WeakSet[Pass] = weakref.WeakSet()
         # Not at exit: there is nothing to give back then.
-        weakref.finalize(self, _shut, self._stop, self._readers, self._feed, self._pid).atexit = False
+        weakref.finalize(self, _shut, self._stop, self._readers, self._retired, self._feed, self._pid).atexit = False
 
     def _here(self) -> None:
         """In a forked child: begin with nothing open."""
         if self._pid != os.getpid():
-            _inherited.append((self._readers, self._stop))
+            _inherited.append((self._readers, self._retired, self._stop))
             self._begin()
         if self._closed:
             raise ClosedError(f"{self._feed.name}: this wrapper is closed; make a new one")
@@ -231,10 +234,16 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
         changed = self._feed.set_epoch(epoch)
         self._epoch, self._feed_epoch = epoch, self._feed.epoch
         for part, reader in list(self._readers.items()):
-            if changed or reader.recovery.first is not self._feed or reader.recovery.fallbacks:
-                reader.retire()
+            if not (changed or reader.recovery.first is not self._feed or reader.recovery.fallbacks):
+                continue
+            del self._readers[part]
+            if part[1] > 1 and reader.whole:
+                continue  # it is there under its own name too
+            reader.retire()
+            self._past.update(reader.counters())
+            if reader.recovery.fallbacks:
                 self._fallbacks += reader.recovery.fallbacks
-                del self._readers[part]
+                self._retired.append(reader)
 
     def _present(self) -> Entry:
         """Where the next pass begins: a pass that came to its end begins anew."""
@@ -297,14 +306,11 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
         """
         readers = {id(reader): reader for reader in list(self._readers.values())}.values()
         streams = [reader.batches for reader in readers if reader.batches is not None]
-        direct = sum(reader.direct_samples for reader in readers)
-        hits, misses = sum(each.hits for each in streams), sum(each.misses for each in streams)
+        done = Counter({"samples": 0, "hits": 0, "misses": 0, "reread_samples": 0, "retries": 0, **self._past})
+        for reader in readers:
+            done.update(reader.counters())
         found: dict[str, Any] = {
-            "samples": hits + misses + direct,
-            "hits": hits,
-            "misses": misses,
-            "reread_samples": sum(each.reread for each in streams),
-            "retries": sum(reader.recovery.retried for reader in readers),
+            **done,
             "fallbacks": self._fallbacks + [row for reader in readers for row in reader.recovery.fallbacks],
             "cached_samples": sum(each.samples_held for each in streams),
             "cached_bytes": sum(each.nbytes for each in streams),
@@ -324,7 +330,7 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
             self._closed = True
         for each in list(self._passes):
             each.end(f"{self._feed.name}: its wrapper is closed")
-        _shut(self._stop, self._readers, self._feed, self._pid)
+        _shut(self._stop, self._readers, self._retired, self._feed, self._pid)
 
     def __enter__(self) -> Self:
         return self
@@ -363,10 +369,12 @@ def _rebuild(
     return found
 
 
-def _shut(stop: threading.Event, readers: dict[tuple[int, int], Reader], feed: Feed, pid: int) -> None:
+def _shut(
+    stop: threading.Event, readers: dict[tuple[int, int], Reader], retired: list[Reader], feed: Feed, pid: int
+) -> None:
     if pid != os.getpid():
         return  # what a fork's parent has open is the parent's to close
     stop.set()
-    for reader in list(readers.values()):
+    for reader in [*readers.values(), *retired]:
         reader.close(f"{feed.name}: its wrapper is closed")
     feed.close()

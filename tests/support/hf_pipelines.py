@@ -116,6 +116,7 @@ def steps() -> dict[str, Callable[[Any], Any]]:
         "interleave": lambda d: interleaved([d, d.take(3)], stopping_strategy="all_exhausted"),
         "weighted": lambda d: interleaved([d, d.take(7)], probabilities=[0.7, 0.3], seed=4),
         "epoch": at_epoch,
+        "rebatch": rebatched,
         "reshard": lambda d: d.reshard(),
     }
 
@@ -123,6 +124,16 @@ def steps() -> dict[str, Callable[[Any], Any]]:
 def at_epoch(dataset: Any) -> Any:
     dataset.set_epoch(2)
     return dataset
+
+
+def rebatched(dataset: Any) -> Any:
+    """Tables of another length, which run over the ends of files: what shuffles and formats put in between."""
+    from datasets import IterableDataset
+    from datasets.iterable_dataset import RebatchedArrowExamplesIterable
+
+    if dataset._ex_iterable.iter_arrow is None:
+        raise TypeError("no tables")
+    return IterableDataset(RebatchedArrowExamplesIterable(dataset._ex_iterable, batch_size=5)).with_format("numpy")
 
 
 def pipeline(leaf: str, *names: str) -> Any:

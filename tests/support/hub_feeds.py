@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lazystore.errors import ItemIndexError
 from lazystore.hub.feed import Feed, Mark, Reading
 
 
@@ -113,7 +114,7 @@ class PlannedFeed(Feed):
         if failures:
             raise failures.pop(0)
         if not 0 <= index < self.count:
-            raise IndexError(index)
+            raise ItemIndexError(f"{index} is beyond the end")
         return self.make(index)
 
     @property

@@ -78,8 +78,8 @@ def test_with_older_versions_it_does_so_too(step: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(hf_stream, "STATES_SINCE", (999, 0))  # whose states are not exact
     case = ("tables", step) if step else ("tables",)
     want = wanted(*case)
-    rng = random.Random(step)
-    check_resume(HFStream(pipeline(*case)), want, [rng.randint(0, len(want))], rng)
+    positions = [len(want) // 2] if step in SLOW else [len(want) // 4, len(want) // 2, len(want) * 3 // 4]
+    check_resume(HFStream(pipeline(*case)), want, positions, random.Random(step))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -159,6 +159,20 @@ def test_a_mark_of_another_epoch_or_version_or_of_nothing_known_is_not_trusted()
     assert read(feed.open(2, mark)) == want[2:]  # behind it: from the beginning
 
 
+@pytest.mark.parametrize("since", [hf_stream.STATES_SINCE, (999, 0)])
+def test_a_mark_is_of_its_epoch_only(since: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf_stream, "STATES_SINCE", since)
+    feed = HFStream(pipeline("tables"))  # whose files have another order in every epoch, since version 5
+    reading = feed.open()
+    read(reading, 9)
+    mark = reading.mark()
+    assert mark is not None
+    feed.set_epoch(2)
+    assert read(feed.open(9, mark)) == read(feed.open())[9:]
+    feed.set_epoch(0)
+    assert read(feed.open(9, mark)) == read(feed.open())[9:]
+
+
 def test_a_finished_a_failed_and_a_closed_reading_give_no_mark() -> None:
     feed = HFStream(pipeline("table"))
     reading = feed.open()
@@ -174,22 +188,31 @@ def test_a_finished_a_failed_and_a_closed_reading_give_no_mark() -> None:
     other.close()
 
 
-def test_readings_touch_neither_each_other_nor_the_dataset_that_was_given() -> None:
-    dataset = pipeline("tables", "filter", "map_batched", "take")
+@pytest.mark.parametrize("case", [("tables", "filter", "map_batched", "take"), ("rows", "map"), ("table", "numpy")])
+def test_readings_touch_neither_each_other_nor_the_dataset_that_was_given(case: tuple[str, ...]) -> None:
+    dataset = pipeline(*case)
     want = [shown(sample) for sample in dataset]
     feed = HFStream(dataset)
     users = iter(dataset)
     got = [shown(next(users))]
     one, two = feed.open(), feed.open(2)
     assert read(one, 2) == want[:2]
-    dataset.set_epoch(3)
-    assert read(two, 2) == want[2:4]
+    assert read(two, 3) == want[2:5]
+    mark = one.mark()
+    assert mark is None or read(feed.open(2, mark)) == want[2:]
     got += [shown(next(users))]
     state = dataset.state_dict()
     assert read(one) == want[2:]
-    assert read(two) == want[4:]
+    assert read(two) == want[5:]
     assert dataset.state_dict() == state
+    other = pipeline(*case)
+    list(other)
+    again = iter(other)
+    next(again), next(again)
+    assert other.state_dict() == state  # as if nobody else had read it
     assert got + [shown(sample) for sample in users] == want
+    dataset.set_epoch(3)
+    assert read(feed.open()) == want
     assert dataset.epoch == 3 and feed.epoch == 0
 
 

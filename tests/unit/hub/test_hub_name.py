@@ -269,7 +269,7 @@ def test_only_what_may_pass_is_tried_again(error: Exception, attempts: int, kind
         raise error
 
     with pytest.raises(kind) as caught:
-        translated(load, HubName("org/name", None, "train", None, None, None, MEMORY, 60.0, 3))
+        translated(load, HubName("org/name", None, "train", None, None, None, MEMORY, 60.0, retries=2))
     assert len(tried) == attempts
     assert caught.value is error or caught.value.__cause__ is error
     if kind is FetchError:

@@ -258,6 +258,20 @@ def test_closing_the_wrapper_ends_its_passes_with_an_error_and_closing_a_pass_qu
         wrapper[0]
 
 
+def test_a_pass_closed_by_another_thread_is_not_taken_for_one_that_came_to_its_end() -> None:
+    gate = threading.Event()
+    with StreamingDatasetWrapper(PlannedFeed(10, gate=gate)) as wrapper:
+        wrapper.load_state_dict({**wrapper.state_dict(), "position": 4})
+        found = iter(wrapper)
+        reader = threading.Thread(target=lambda: next(found, None))
+        reader.start()
+        until(lambda: bool(ahead_threads()))
+        found._course.close()
+        reader.join(PATIENCE)
+        gate.set()
+        assert wrapper.state_dict()["position"] == 4
+
+
 def test_closing_wakes_those_who_wait() -> None:
     gate = threading.Event()
     wrapper = StreamingDatasetWrapper(PlannedFeed(10, gate=gate))

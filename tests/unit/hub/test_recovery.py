@@ -201,6 +201,20 @@ def test_a_hub_names_next_way_goes_on_at_the_same_sample(monkeypatch: pytest.Mon
     assert recovery.feed.closed == 1
 
 
+def test_who_takes_over_has_tries_of_its_own_and_no_marks_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = PlannedFeed(30, failures={10: [ConnectionError("cut")] * 3})
+    monkeypatch.setattr("lazystore.hub.recovery.fallback_of", lambda feed: second)
+    first = PlannedFeed(30, marks=1, failures={10: [ConnectionError("cut")] * 9})
+    line = Line(make_recovery(first, on_error="fallback"), 0)
+    got: list[Any] = []
+    while more := line.take(1, 1 << 20):
+        got += more
+        if line.position < 10:
+            line.mark()
+    assert ids(got) == list(range(30))
+    assert second.openings == [(10, 0)] * 4
+
+
 def test_without_another_way_the_error_is_raised() -> None:
     recovery = make_recovery(PlannedFeed(30, failures={10: [FormatError("broken")]}), on_error="fallback")
     with pytest.raises(FormatError, match="broken"):

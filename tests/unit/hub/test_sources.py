@@ -250,6 +250,9 @@ def test_passes_of_a_streaming_dataset_neither_end_its_epoch_nor_each_other(text
         assert [sample["a"] for sample in two] == want[10:]
         assert got + [sample["a"] for sample in one] == want
         assert [sample["a"] for sample in feed.open()] == want
+        assert [sample["a"] for sample in feed.get_many([0, 49, 7])] == [want[0], want[49], want[7]]
+        with pytest.raises(ItemIndexError):
+            feed.get(50)
         assert dataset.epoch == 1
         assert feed.set_epoch(2)
         assert [sample["a"] for sample in feed.open()] != want

@@ -170,6 +170,7 @@ def test_a_function_takes_over_until_another_epoch_is_set(keeps: bool) -> None:
         wrapper.set_epoch(1)
         assert ids(wrapper) == list(range(100))
         assert len(wrapper.stats()["fallbacks"]) == 1
+        assert wrapper.stats()["samples"] == 180
         assert asked[0] == 30
 
 

@@ -32,7 +32,7 @@ class WrapperMachine(RuleBasedStateMachine):
         cache_size=st.sampled_from([1, 5, 8, 16, 40, 100, 600]),
         marks=st.sampled_from([0, 1, 7, 16]),
         prefetch=st.sampled_from(["auto", 0, 1, 20]),
-        memory=st.sampled_from(["3kB", "20kB", "1MB"]),
+        memory=st.sampled_from(["3kB", "20kB", "100kB", "1MB"]),
         known=st.booleans(),
         keeps=st.booleans(),
     )
@@ -45,7 +45,7 @@ class WrapperMachine(RuleBasedStateMachine):
         def make() -> StreamingDatasetWrapper:
             feed = PlannedFeed(
                 count,
-                make=lambda at: {"id": at, "list": [at]},
+                make=lambda at: {"id": at, "list": [at], "data": bytes(at % 7 * 100)},
                 marks=marks,
                 length=count if known else None,
                 keeps=keeps and known,
@@ -58,7 +58,7 @@ class WrapperMachine(RuleBasedStateMachine):
         self.wrapper = make()
 
     def _taken(self, sample: Any, number: int) -> None:
-        assert sample == {"id": number, "list": [number]}
+        assert sample == {"id": number, "list": [number], "data": bytes(number % 7 * 100)}
         sample["list"].append("changed")
         sample["id"] = "changed"
 

@@ -131,7 +131,18 @@ import sys, threading
 from lazystore.hub import StreamingDatasetWrapper
 from support.hub_feeds import PlannedFeed
 
+def generate():
+    at = 0
+    try:
+        while True:
+            yield {"id": at}
+            at += 1
+    finally:
+        print("the generator ended")
+
 def make():
+    if sys.argv[1] == "generator":
+        return StreamingDatasetWrapper(generate)
     return StreamingDatasetWrapper(PlannedFeed(10**9, delay=0.0001), cache_size=100_000)
 
 wrappers = [make() for _ in range(3)]
@@ -147,11 +158,12 @@ print("end of the script")
 """
 
 
-@pytest.mark.parametrize("how", ["plain", "another thread reads", "error"])
+@pytest.mark.parametrize("how", ["plain", "another thread reads", "generator", "error"])
 def test_an_interpreter_exits_in_the_middle_of_passes(how: str) -> None:
     done = run(LEAVING, how)
     assert (done.returncode, done.stderr) == (3 if how == "error" else 0, "")
     assert ("end of the script" in done.stdout) is (how != "error")
+    assert ("the generator ended" in done.stdout) is (how == "generator")
 
 
 HEAVY = """
