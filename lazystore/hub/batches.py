@@ -26,7 +26,7 @@ BATCH = 64
 #: Lines that stay open though no pass follows them.
 SPARE = 4
 #: What the map's limit stands for: all of the memory, or all of ``cache_size``, whichever a batch takes more of.
-WHOLE = 1 << 40
+WHOLE = 1 << 54
 #: Seconds after which one who waits looks whether a sample has come while its batch is still being read.
 LOOK_S = 0.02
 #: A batch takes at most this share of the cache, or it is cut smaller.
@@ -254,7 +254,8 @@ class Batches:
         self._last = batch
         size, memory = self._limits
         nbytes = batch.nbytes + weigh(batch.mark)
-        weight = max(-(-nbytes * WHOLE // memory), -(-len(batch.samples) * WHOLE // size), 1)
+        # rounded down: what fits exactly is held, and all roundings together are less than a sample or a byte
+        weight = max(nbytes * WHOLE // memory, len(batch.samples) * WHOLE // size, 1)
         if weight > WHOLE:
             return
         room = self._cache.weight + weight <= WHOLE

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from lazystore.errors import ConfigError, ItemIndexError, UnsupportedError
 from lazystore.hub.feed import Feed
-from lazystore.streaming.topology import detect
 
 if TYPE_CHECKING:
     import threading
@@ -55,7 +54,7 @@ class ByNumber:
             raise TypeError(
                 f"{self._feed.name}: nobody knows how many samples it has before a pass has come to its end"
             )
-        rank, world = detect()
+        rank, world = self._feed.ranks()
         if world == 1:
             return length
         share = self._feed.share(rank, world)

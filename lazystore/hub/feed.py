@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from lazystore.errors import UnsupportedError
+from lazystore.streaming.topology import detect
 
 __all__ = ["Feed", "Mark", "Reading"]
 
@@ -67,6 +68,7 @@ class Feed(ABC):
         random: :meth:`get` costs about one read, not one of all samples before.
         keeps: keeps by itself what was read, inside its own budget: not to be cached once more.
         again: can be opened more than once.
+        divided: is one rank's part already: only the workers of this rank divide it further.
     """
 
     name: str = ""
@@ -74,6 +76,7 @@ class Feed(ABC):
     random: bool = False
     keeps: bool = False
     again: bool = True
+    divided: bool = False
 
     @property
     @abstractmethod
@@ -115,6 +118,10 @@ class Feed(ABC):
     def counters(self) -> dict[str, Any]:
         """What the source itself counts, for ``stats()``."""
         return {}
+
+    def ranks(self) -> tuple[int, int]:
+        """The number of the rank that reads this feed, and how many ranks divide it."""
+        return (0, 1) if self.divided else detect()
 
     @abstractmethod
     def close(self) -> None:

@@ -83,7 +83,7 @@ class HFStream(Feed):
         return self._identity
 
     @property
-    def divided(self) -> bool:
+    def divided(self) -> bool:  # type: ignore[override]
         """Whether this is one rank's part already (``split_dataset_by_node``)."""
         return self._dataset._distributed is not None
 

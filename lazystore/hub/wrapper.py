@@ -25,7 +25,7 @@ from lazystore.hub.passes import Course, Pass, Progress
 from lazystore.hub.reader import Reader
 from lazystore.hub.recovery import OnError, Recovery, transient
 from lazystore.hub.sources import feed_of
-from lazystore.streaming.topology import detect, worker
+from lazystore.streaming.topology import worker
 from lazystore.streaming.torch_kind import TorchKind
 
 __all__ = ["StreamingDatasetWrapper"]
@@ -167,7 +167,7 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
 
     def _part(self) -> tuple[int, int]:
         """This process among all that share the samples: its number, and how many."""
-        rank, world = detect()
+        rank, world = self._feed.ranks()
         number, workers = worker()
         workers = max(1, workers)
         return rank * workers + number, world * workers

@@ -47,7 +47,7 @@ def streamed(hub: LocalHub) -> LocalHub:
         for k in range(PLATYPUS)
     ])})  # fmt: skip
     hub.add("code-rag-bench/humaneval", {"data/train-00000-of-00001.parquet": hub_samples.parquet([
-        {"task_id": f"t/{k}", "prompt": f"def f{k}():", "canonical_solution": f" return {k}", "test": "", "entry_point": f"f{k}"}
+        {"task_id": f"t/{k}", "prompt": f"def f{k}():", "canonical_solution": f" return {k}", "entry_point": f"f{k}"}
         for k in range(HUMANEVAL)
     ])})  # fmt: skip
     return hub
@@ -112,7 +112,10 @@ def test_cache_sizes_for_little_and_much_memory(cache_size: int) -> None:
 
 @pytest.mark.parametrize(
     ("task", "name"),
-    [("code", "humaneval"), ("vision", "beans"), ("audio", "luma"), ("text", "open_platypus"), ("financial", "financial_phrasebank")],
+    [
+        ("code", "humaneval"), ("vision", "beans"), ("audio", "luma"), ("text", "open_platypus"),
+        ("financial", "financial_phrasebank"),
+    ],
 )  # fmt: skip
 def test_a_task_chooses_its_dataset(task: str, name: str) -> None:
     with MultimodalDataset(config, tokenizer, task_type=task) as dataset:

@@ -1,8 +1,8 @@
 """The README keeps its word: its Python blocks run, its commands exist.
 
 Each ``python`` block runs as a script of its own, in a folder where ``data/`` is a dataset of 2,000
-``{"id": int, "text": str}``; URLs of cloud stores in it are replaced by that folder, and the Hugging Face
-hub is a local one with the datasets that are named. A block that cannot run anywhere is preceded by ``<!-- not run: the reason -->``.
+``{"id": int, "text": str}``; URLs of cloud stores in it are replaced by that folder, and the Hugging
+Face hub is a local one. A block that cannot run anywhere is preceded by ``<!-- not run: the reason -->``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at_the_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     rows = [{"instruction": f"say {number}", "input": "", "output": f"it is {number}"} for number in range(1200)]
     with LocalHub() as hub:
-        hub.add("garage-bAInd/Open-Platypus", {"data/train-00000-of-00001.parquet": hub_samples.parquet(rows, group=500)})
+        hub.add(
+            "garage-bAInd/Open-Platypus", {"data/train-00000-of-00001.parquet": hub_samples.parquet(rows, group=500)}
+        )
         yield hub.environment(tmp_path_factory.mktemp("hf"))
 
 

@@ -118,7 +118,9 @@ def test_tables_and_frames_weigh_their_columns() -> None:
     assert weigh({"frame": frame}) == pytest.approx(deep, rel=0.05)
 
 
-@pytest.mark.parametrize(("mode", "each"), [("RGB", 4), ("RGBA", 4), ("L", 1), ("P", 1), ("I;16", 2), ("F", 4), ("1", 1)])
+@pytest.mark.parametrize(
+    ("mode", "each"), [("RGB", 4), ("RGBA", 4), ("L", 1), ("P", 1), ("I;16", 2), ("F", 4), ("1", 1)]
+)
 def test_an_image_weighs_its_pixels(mode: str, each: int) -> None:
     image = pytest.importorskip("PIL.Image").new(mode, (300, 200))
     assert 300 * 200 * each <= weigh(image) <= 300 * 200 * each + 4000

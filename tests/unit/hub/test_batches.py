@@ -49,9 +49,10 @@ def test_every_walk_has_every_sample_in_order_and_what_is_kept_stays_within_both
     assert batches.length == count
 
 
-def test_a_second_walk_over_what_fits_reads_nothing() -> None:
+@pytest.mark.parametrize("cache_size", [500, 600])
+def test_a_second_walk_over_what_fits_reads_nothing(cache_size: int) -> None:
     feed = PlannedFeed(500)
-    batches = make(feed, cache_size=600)
+    batches = make(feed, cache_size=cache_size)
     walk(batches)
     walk(batches)
     assert len(feed.read) == 500

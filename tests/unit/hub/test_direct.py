@@ -191,6 +191,41 @@ def test_first_sample_comes_in_four_round_trips(hub: LocalHub) -> None:
     assert not {"tree", "paths", "other"} & set(found["kinds"])
 
 
+def test_row_groups_are_fetched_ahead(hub: LocalHub) -> None:
+    import random
+
+    import pyarrow as pa
+
+    noise = random.Random(2)
+    rows = [{"data": noise.randbytes(4000)} for _ in range(2400)]
+    hub.add("t/groups", {"train.parquet": hub_samples.parquet(pa.Table.from_pylist(rows), group=200)})  # 12 of 800 KB
+    hub.set(latency_ms=60)
+    hub.reset()
+    with open_direct("t/groups", memory="64MB") as dataset:
+        assert list(dataset) == rows
+    found = hub.traffic()
+    assert dependent_waves(found["log"]) <= 9  # three for the footer; the more are begun, the longer one reads on
+    assert found["bytes"] < 11_000_000  # nothing is fetched twice
+
+
+def test_columns_of_large_row_groups_are_fetched_together(hub: LocalHub) -> None:
+    import random
+
+    import pyarrow as pa
+
+    noise = random.Random(3)
+    table = pa.table(
+        {"id": list(range(4000)), "short": [noise.randbytes(30) for _ in range(4000)],
+         "long": [noise.randbytes(1500) for _ in range(4000)]}
+    )  # fmt: skip
+    hub.add("t/large", {"train.parquet": hub_samples.parquet(table, group=4000)})  # 6.1 MB, windows of 2 MB
+    hub.set(latency_ms=60)
+    hub.reset()
+    with open_direct("t/large", memory="16MB") as dataset:
+        assert list(dataset) == table.to_pylist()
+    assert dependent_waves(hub.traffic()["log"]) <= 12
+
+
 def test_small_files_come_whole_in_three_round_trips(hub: LocalHub, published: Published) -> None:
     name = published("text")
     hub.set(latency_ms=50)

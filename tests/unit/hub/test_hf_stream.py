@@ -357,3 +357,20 @@ def test_a_part_of_a_rank_says_so() -> None:
 def test_several_splits_are_no_source() -> None:
     with pytest.raises(ConfigError, match="'train', 'test'"):
         feed_of(datasets.IterableDatasetDict({"train": pipeline("table"), "test": pipeline("table")}))
+
+
+def test_what_was_divided_among_ranks_already_is_not_divided_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    from datasets.distributed import split_dataset_by_node
+
+    from lazystore.hub import StreamingDatasetWrapper
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    whole = datasets.Dataset.from_dict({"n": range(40)}).to_iterable_dataset(num_shards=4)
+    part = split_dataset_by_node(whole, rank=1, world_size=2)
+    with StreamingDatasetWrapper(part) as wrapper, StreamingDatasetWrapper(whole) as other:
+        found = [sample["n"] for sample in wrapper]
+        assert found == [sample["n"] for sample in part] and len(found) == 20
+        assert len(wrapper) == 20  # known since the pass has ended
+        assert len(list(other)) == 20
