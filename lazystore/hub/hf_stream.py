@@ -264,6 +264,10 @@ def _own(node: Any) -> Any:
     own._state_dict = None
     if hasattr(own, "_owned_loops_and_tasks"):
         own._owned_loops_and_tasks = []
+    if getattr(own, "_sleep_on_threads_shutdown", False):
+        # datasets >= 5.1 sleeps 5 s wherever a pass over several files ends, in case the interpreter exits next while
+        # pyarrow's threads still read (apache/arrow#45214): ours are closed in the middle of a program's life too
+        own._sleep_on_threads_shutdown = False
     if "ex_iterable" in own.__dict__:
         own.ex_iterable = _own(own.ex_iterable)
     if "ex_iterables" in own.__dict__:

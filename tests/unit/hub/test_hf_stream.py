@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -374,3 +374,16 @@ def test_what_was_divided_among_ranks_already_is_not_divided_again(monkeypatch: 
         assert found == [sample["n"] for sample in part] and len(found) == 20
         assert len(wrapper) == 20  # known since the pass has ended
         assert len(list(other)) == 20
+
+
+def test_a_reading_does_not_sleep_where_it_ends_and_the_users_own_pipeline_stays_as_it_is(
+    published: Callable[[str], str],
+) -> None:
+    import datasets
+
+    shuffled = datasets.load_dataset(published("text"), split="train", streaming=True).shuffle(seed=1, buffer_size=5)
+    sleeps = bool(getattr(shuffled._ex_iterable, "sleep_on_threads_shutdown", False))
+    own = hf_stream._twin(shuffled, 0)
+    assert not getattr(own._ex_iterable, "sleep_on_threads_shutdown", False)
+    assert len(list(HFStream(shuffled).open())) == 100
+    assert bool(getattr(shuffled._ex_iterable, "sleep_on_threads_shutdown", False)) == sleeps
