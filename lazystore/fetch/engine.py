@@ -346,7 +346,8 @@ class WireSource:
 
     async def _finish(self, batch: Batch, tasks: Iterable[asyncio.Task[None]]) -> None:
         """Wait for all tasks; on the first failure, or when time is up, cancel the others."""
-        pending = set(tasks)
+        every = set(tasks)
+        pending = set(every)
         try:
             while pending:
                 done, pending = await asyncio.wait(
@@ -366,9 +367,9 @@ class WireSource:
                 task.cancel()
             if leftover:
                 await asyncio.wait(leftover, timeout=CANCEL_S)
-                for task in leftover:
-                    if task.done() and not task.cancelled():
-                        task.exception()  # seen, so that asyncio does not report it
+            for task in every.union(batch.heads.values()):
+                if task.done() and not task.cancelled():
+                    task.exception()  # seen, so that asyncio does not report it
 
     async def _work(self, link: Link, batch: Batch, queue: deque[Job]) -> None:
         watch = Watch()

@@ -251,8 +251,9 @@ def decoding_of(dataset: str, features: Mapping[str, Feature | None], schema: An
     found = []
     for name, feature in features.items():
         if columns is None or name in columns:
-            decode = _of_type(schema.field(name).type) if feature is None else _decoder(feature)
-            if decode is not None:
+            if feature is None:
+                _check_type(schema.field(name).type)
+            elif (decode := _decoder(feature)) is not None:
                 found.append((name, decode))
     return Decoding(dataset, tuple(found)) if found else None
 
@@ -273,27 +274,26 @@ def _decoder(feature: Feature) -> Decode | None:
         return _image_decoder(feature.get("mode"))
     if kind == "Audio" and feature.get("decode", True):
         return _audio_decoder(feature.get("sampling_rate"))
-    return _of_type(stored_as(feature))
+    _check_type(stored_as(feature))
+    return None
 
 
-def _of_type(type_: Any) -> Decode | None:
-    """What ``datasets`` still does to the Python objects of an Arrow type."""
+def _check_type(type_: Any) -> None:
+    """The Python objects of an Arrow type are samples' values as pyarrow makes them.
+
+    Raises:
+        NotDirect: ``datasets`` does not have the type.
+    """
     import pyarrow as pa
 
     types = pa.types
-    if types.is_dictionary(type_):
-        return _of_type(type_.value_type)
-    if _is_list(type_):
-        return _each(_of_type(type_.value_type))
-    if types.is_struct(type_):
-        return _members({type_.field(k).name: _of_type(type_.field(k).type) for k in range(type_.num_fields)})
-    if types.is_timestamp(type_) and type_.unit == "ns":
-        return _plain_time
-    if types.is_duration(type_) and type_.unit == "ns":
-        return _plain_span
-    if types.is_nested(type_) or isinstance(type_, pa.BaseExtensionType) or types.is_interval(type_):
+    if types.is_dictionary(type_) or _is_list(type_):
+        _check_type(type_.value_type)
+    elif types.is_struct(type_):
+        for number in range(type_.num_fields):
+            _check_type(type_.field(number).type)
+    elif types.is_nested(type_) or isinstance(type_, pa.BaseExtensionType) or types.is_interval(type_):
         raise NotDirect(f"it has a column of type {type_}")
-    return None
 
 
 def _each(decode: Decode | None) -> Decode | None:
@@ -314,15 +314,6 @@ def _decode_members(decoders: Mapping[str, Decode], value: dict[str, Any]) -> di
         if value.get(name) is not None:
             value[name] = decode(value[name])
     return value
-
-
-def _plain_time(value: Any) -> Any:
-    """pandas' timestamps, which pyarrow gives for nanoseconds, as datetimes."""
-    return value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value
-
-
-def _plain_span(value: Any) -> Any:
-    return value.to_pytimedelta() if hasattr(value, "to_pytimedelta") else value
 
 
 # -- images and audio -------------------------------------------------------------------------

@@ -179,6 +179,7 @@ class _Pass:
         from datasets.formatting import get_formatter
 
         nodes, formatting = self._nodes, self._twin._formatting
+        masked: BaseException | None = None
         try:
             if formatting and (nodes.iter_arrow or formatting.is_table):
                 formatter = get_formatter(formatting.format_type, features=self._twin.features)
@@ -187,10 +188,17 @@ class _Pass:
             else:
                 for _, sample in nodes:
                     yield sample
+        except RuntimeError as error:
+            # Of nodes with async functions: cleaning up fails in a thread without a loop, and hides what went wrong.
+            masked = error.__context__
+            if masked is None or not str(error).startswith("There is no current event loop"):
+                raise
         finally:
             for node in nodes_of(nodes):
                 for loop, tasks in node.__dict__.get("_owned_loops_and_tasks", ()):
                     _end(loop, tasks)
+        if masked is not None:
+            raise masked
 
     def _with_files(self) -> Iterator[Any]:
         """The same, noting which sample is the first of its file."""

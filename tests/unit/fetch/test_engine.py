@@ -434,6 +434,28 @@ def test_one_final_failure_cancels_the_rest(scripted: Scripted) -> None:
     assert source.counters.in_flight_bytes == 0
 
 
+def test_failures_at_the_same_moment_are_not_reported_by_asyncio(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    together = asyncio.Event()
+    waiting = 0
+
+    async def refuse(name: str, begin: int, end: int, pinned: Identity | None, landing: Landing) -> None:
+        nonlocal waiting
+        waiting += 1
+        if waiting == 4:
+            together.set()
+        await together.wait()
+        raise WireError(Verdict.DENIED, "HTTP 403")
+
+    source = scripted(refuse)
+    with pytest.raises(FetchError):
+        source.run([read_of(f"object {number}", 0, 100) for number in range(4)], timeout=60)
+    source.close()
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
 def test_nothing_is_written_after_the_error(scripted: Scripted) -> None:
     late = threading.Event()
     outcome: list[BaseException] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -387,3 +388,31 @@ def test_a_reading_does_not_sleep_where_it_ends_and_the_users_own_pipeline_stays
     assert not getattr(own._ex_iterable, "sleep_on_threads_shutdown", False)
     assert len(list(HFStream(shuffled).open())) == 100
     assert bool(getattr(shuffled._ex_iterable, "sleep_on_threads_shutdown", False)) == sleeps
+
+
+async def same(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample
+
+
+def broken() -> Iterator[dict[str, Any]]:
+    raise ConnectionError("gone")
+    yield {"id": 0}
+
+
+def test_what_went_wrong_before_an_async_function_is_told_in_threads_too() -> None:
+    feed = HFStream(datasets.IterableDataset.from_generator(broken).map(same))
+    caught: list[BaseException] = []
+
+    def work() -> None:
+        reading = feed.open()
+        try:
+            next(reading)
+        except Exception as error:  # noqa: BLE001 - to be looked at
+            caught.append(error)
+        finally:
+            reading.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert [(type(error), str(error)) for error in caught] == [(ConnectionError, "gone")]
