@@ -91,7 +91,7 @@ class Bench:
                     "of load_dataset's": harness.part(rows.named(PEER), took),
                     "requests": lambda row: harness.spread(row.values(lambda run: run["requests"])),
                     "MB": lambda row: harness.spread(row.values(lambda run: run["bytes_fetched"] / 1e6)),
-                    "round trips, at 150 ms": lambda row, slow=slow: _waves(slow.named(row.contender.name)),
+                    "round trips, at 150 ms": _waves(slow),
                 },
             )
             share = harness.share(rows.named(PEER), rows.named(OURS), took)
@@ -277,8 +277,14 @@ class Bench:
         self.out.target(promise, min((share for share in shares if share is not None), default=None), bound)
 
 
-def _waves(row: Row) -> str:
-    return harness.number(row.runs[0]["waves"]) if row.runs else "-"
+def _waves(slow: Rows) -> Callable[[Row], str]:
+    """A column: round trips of the same contender in other rows."""
+
+    def cell(row: Row) -> str:
+        runs = slow.named(row.contender.name).runs
+        return harness.number(runs[0]["waves"]) if runs else "-"
+
+    return cell
 
 
 def _largest(row: Row, *names: str) -> float | None:

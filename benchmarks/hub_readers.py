@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from remote import served
+from remote import control, served
 
 if TYPE_CHECKING:
     from worker import Run
@@ -33,6 +33,8 @@ KEPT = 70
 SHUFFLE_BUFFER = 500
 THREADS = 8
 LOADER_BATCH = 64
+#: Seconds that threads which were told to end may still take.
+PATIENCE_S = 5.0
 
 perf_counter = time.perf_counter
 
@@ -110,6 +112,8 @@ def _prepared(run: Run) -> Callable[[], Any]:
         import datasets
 
         datasets.disable_progress_bars()
+        # Seconds that a pass over a shuffled dataset sleeps when it ends, whoever reads it.
+        datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
     for _ in reader(spec, spec["warm"]):
         pass
     gc.collect()
@@ -123,8 +127,6 @@ def _close(opened: Any) -> None:
 
 
 def _forget(run: Run) -> None:
-    from remote import control
-
     control(run.spec, "reset")
 
 
@@ -159,13 +161,13 @@ def passes(run: Run) -> None:
         kept = []
         number = -1
         _forget(run)
-        cpu = time.process_time()
+        cpu = _busy()
         begin = perf_counter()
         for number, sample in enumerate(opened):
             if not number % step:
                 kept.append(sample)
         seconds.append(perf_counter() - begin)
-        busy.append(time.process_time() - cpu)
+        busy.append(_busy() - cpu)
         if not turn:
             served(run)
         _must(run, number + 1)
@@ -305,7 +307,7 @@ def leaks(run: Run) -> None:
         once()
     elapsed = perf_counter() - begin
     gc.collect()
-    until = time.monotonic() + 5.0  # threads that were told to end may still be at it
+    until = time.monotonic() + PATIENCE_S
     while threading.active_count() > before[0] and time.monotonic() < until:
         time.sleep(0.02)
     after = threading.active_count(), _descriptors(), _resident()
@@ -343,6 +345,12 @@ def _digest(samples: list[dict[str, Any]]) -> str:
             plain = value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
             digest.update(b"%s=%s;" % (name.encode(), plain))
     return digest.hexdigest()
+
+
+def _busy() -> float:
+    """CPU seconds of this process and of those children that have ended: a DataLoader's workers."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _descriptors() -> int:

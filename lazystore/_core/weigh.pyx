@@ -337,7 +337,8 @@ def weigh(obj, Py_ssize_t limit_objects=10_000):
 
     Counted: strings, bytes, numbers, builtin containers, instances with ``__dict__`` or slots, and everything they
     refer to, each object once; arrays, tensors and tables by ``nbytes`` (a view: what it shows, not what it keeps
-    alive), images by their pixels. Not counted: what is shared by all (interned strings, small ints, None), types, modules, functions.
+    alive), images by their pixels. Not counted: what is shared by all (interned strings, small ints, None), types,
+    modules, functions.
 
     Raises:
         ConfigError: ``limit_objects`` is below 1.

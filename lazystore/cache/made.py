@@ -25,8 +25,8 @@ __all__ = ["MadeChunks"]
 
 #: Seconds between looks at a run that waits for another one.
 LOOK_AGAIN = 0.005
-#: Runs of one block each that a scan begins ahead at first, twice as many with every block it asks for.
-FIRST_AHEAD = 2
+#: Runs that are open when a scan begins, twice as many with every block it asks for, and at most.
+FIRST_AHEAD, MOST_AHEAD = 2, 64
 #: Share of the reservation that runs begun ahead may take: images turn out longer than their hints.
 AHEAD_SHARE = 0.75
 NO_PART = -1
@@ -170,6 +170,9 @@ class MadeChunks:
 
     def _advance(self, making: Making, deadline: Deadline) -> bool:
         """Go on with a run somebody waits for; True when its next image is ready."""
+        if making.growth:
+            self._make_room()
+        making.allowed = self._room - self._held() + making.held
         try:
             if making.pump(urgent=True):
                 return True
@@ -198,9 +201,12 @@ class MadeChunks:
         return making
 
     def _make_room(self) -> None:
-        """Close runs until the others fit the reservation: those not used for long, then those wanted last."""
-        while len(self._open) > 1 and self._held() > self._room:
-            *others, _ = self._open.values()
+        """Close runs until the one used last fits the reservation with the others: those not used for long, then those
+        wanted last."""
+        while len(self._open) > 1:
+            *others, present = self._open.values()
+            if self._held() + present.growth <= self._room:
+                break
             used = (making for making in others if making.used)
             self._close(next(used, others[-1]).run)
 
@@ -280,39 +286,40 @@ class MadeChunks:
     # -- ahead --------------------------------------------------------------------------
 
     def _look_ahead(self, block: int) -> None:
-        """Begin what comes next: ever more the longer one reads on."""
+        """Begin the runs that come next: ever more the longer one reads on."""
         if self._last != block:
             self._foresight.passed(self._last)
-            follows = block == self._last + 1
+            follows = block == self._last + 1 or self._foresight.expects(block)
             self._last = block
-            self._depth = self._depth * 2 if follows else FIRST_AHEAD
+            self._depth = min(2 * self._depth, MOST_AHEAD) if follows else FIRST_AHEAD
         if self._source.local:
             return  # the page cache is as near as a buffer of ours would be
-        present = bisect_right(self._images.runs, block) - 1
-        for following in self._foresight.following(block):
-            run = bisect_right(self._images.runs, following) - 1
-            if run == present or run in self._open:
+        held = self._held()
+        for run, following in self._foresight.runs(block, self._images.runs):
+            if run in self._open:
                 continue
-            needed = self._images.scratch(run) + 2 * self._door.layout.hints[following]
-            if len(self._open) >= self._depth or self._held() + needed > self._room * AHEAD_SHARE:
+            held += self._images.scratch(run) + 2 * self._door.layout.hints[following]
+            if len(self._open) >= self._depth or held > self._room * AHEAD_SHARE:
                 break
             try:
-                self._open[run] = Making(
-                    self._images, run, following,
-                    source=self._source, timeout=self._timeout, room=self._room, on_arrival=self._arrivals.announce,
-                )  # fmt: skip
+                self._begin(run, following)
             except LazyStoreError:
                 break  # met when it is wanted
         self._pump_others(None)
 
     def _pump_others(self, but: Making | None) -> None:
+        spare = self._room - self._held()
         for run, making in list(self._open.items()):
             if making is but or making.ready:
                 continue
+            held = making.held
+            making.allowed = spare + held
             try:
                 making.pump()
             except LazyStoreError:
                 self._close(run)  # met when it is wanted: it is begun again then
+            else:
+                spare += held - making.held
 
     def __repr__(self) -> str:
         return f"<MadeChunks, {len(self._open)} runs open, {self._held()} of {self._room} bytes>"

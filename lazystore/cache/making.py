@@ -6,17 +6,20 @@ whoever pumps it. Nothing here waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lazystore.errors import BudgetTooSmallError, FormatError
 from lazystore.fetch.source import Read
-from lazystore.formats.format import Image, Images, Size, Step, Wait, Want
+from lazystore.formats.format import Ahead, Arrival, Image, Images, Pause, Size, Step, Wait, Want
 
 if TYPE_CHECKING:
     from lazystore.fetch.source import Flight, Source
 
 __all__ = ["Making"]
+
+#: What a run asked for, and the read that it comes by; sizes have none.
+_Awaited: TypeAlias = tuple[Want | Size, Read | None]
 
 
 class Making:
@@ -34,6 +37,8 @@ class Making:
         over: it has come to its end.
         waiting: it can only go on when another run has.
         used: somebody has waited for one of its blocks; a note of its owner.
+        growth: bytes it will hold besides when it goes on from its pause.
+        allowed: bytes it may hold so that others need not give way; its owner keeps it up to date.
 
     Threads: one at a time. Fork: dead in the child. Pickling: none.
     """
@@ -52,16 +57,18 @@ class Making:
         self.run = run
         self._images = images
         self.next = first
-        self.over = self.waiting = self.used = False
+        self.over = self.waiting = self.used = self._paused = False
+        self.growth = 0
         self._end = images.runs[run + 1]
         self._source = source
         self._timeout = timeout
-        self._room = room
+        self._room = self.allowed = room
         self._on_arrival = on_arrival
         self._steps: Generator[Step, Any, None] = images.open(run, first)
         self._answer: Any = None
         self._flight: Flight | None = None
-        self._wants: list[tuple[Want | Size, Read | None]] = []
+        self._wants: list[_Awaited] = []
+        self._ahead: tuple[Flight, list[_Awaited]] | None = None
         self._image: Image | None = None
 
     @property
@@ -98,11 +105,17 @@ class Making:
     def pump(self, *, urgent: bool = False) -> bool:
         """Go on as far as possible without waiting; True when an image is ready or the run is over.
 
+        Parameters:
+            urgent: somebody waits for the next image; else it stays where it pauses.
+
         Raises:
             FormatError, FetchError ...: the next block cannot be made; the run is over.
         """
         try:
             while self._image is None and not self.over:
+                if self._paused and not urgent:
+                    return False
+                self._paused, self.growth = False, 0
                 if self._flight is not None and not self._collect():
                     return False
                 self._check_room()
@@ -117,9 +130,16 @@ class Making:
                 self.waiting = isinstance(step, Wait)
                 if isinstance(step, Wait):
                     return False
+                if isinstance(step, Pause):
+                    self._paused, self.growth = True, step.growth
+                    return False
                 if isinstance(step, Image):
                     self._accept(step)
                     self._answer = self.next if step.jumps else None
+                elif isinstance(step, Ahead):
+                    self._answer = self._send_ahead(step)
+                elif isinstance(step, Arrival):
+                    self._turn_to_ahead()
                 else:
                     self._send(step, urgent)
         except BaseException:
@@ -130,9 +150,10 @@ class Making:
     def close(self) -> None:
         """Cancel what is on its way and let everything go. Twice is fine."""
         self.over = True
-        if self._flight is not None:
-            self._flight.cancel()
-            self._flight = None
+        for flight in (self._flight, self._ahead[0] if self._ahead is not None else None):
+            if flight is not None:
+                flight.cancel()
+        self._flight = self._ahead = None
         self._wants.clear()
         self._steps.close()
 
@@ -166,20 +187,37 @@ class Making:
         total = sum(want.nbytes for want in step if isinstance(want, Want))
         if total > self.scratch:
             raise FormatError(f"making block {self.next} asks for {total} bytes, its run was to hold {self.scratch}")
-        self._wants = [
-            (want, Read(want.name, want.begin, memoryview(bytearray(want.nbytes))) if isinstance(want, Want) else None)
-            for want in step
-        ]
         if step:
-            self._flight = self._source.start(
-                list(self._reads()), stat=[want.name for want in step if isinstance(want, Size)],
-                timeout=self._timeout, urgent=urgent, on_done=self._on_arrival,
-            )  # fmt: skip
+            self._flight, self._wants = self._start(step, urgent)
         else:
             self._answer = []
 
-    def _reads(self) -> Iterator[Read]:
-        return (read for _, read in self._wants if read is not None)
+    def _send_ahead(self, step: Ahead) -> bool:
+        """Send for what the run will need, where that does not take the room of others; whether it was sent."""
+        if self._ahead is not None:
+            raise FormatError(f"making block {self.next} sends ahead twice")
+        if self.scratch > self.allowed:
+            return False
+        self._ahead = self._start(step.wants, False)
+        return True
+
+    def _turn_to_ahead(self) -> None:
+        """Wait for what was sent for ahead as for any other bytes."""
+        if self._ahead is None:
+            raise FormatError(f"making block {self.next} waits for what it never sent for")
+        (self._flight, self._wants), self._ahead = self._ahead, None
+
+    def _start(self, wants: Sequence[Want | Size], urgent: bool) -> tuple[Flight, list[_Awaited]]:
+        awaited: list[_Awaited] = [
+            (want, Read(want.name, want.begin, memoryview(bytearray(want.nbytes))) if isinstance(want, Want) else None)
+            for want in wants
+        ]
+        flight = self._source.start(
+            [read for _, read in awaited if read is not None],
+            stat=[want.name for want in wants if isinstance(want, Size)],
+            timeout=self._timeout, urgent=urgent, on_done=self._on_arrival,
+        )  # fmt: skip
+        return flight, awaited
 
     def _collect(self) -> bool:
         assert self._flight is not None

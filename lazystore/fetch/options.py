@@ -8,6 +8,7 @@ not known passes through to the filesystem, which refuses what it does not take.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -21,6 +22,8 @@ S3 = frozenset({"s3", "s3a"})
 GCS = frozenset({"gs", "gcs"})
 AZURE = frozenset({"az", "azure", "abfs", "abfss", "adl"})
 HTTP = frozenset({"http", "https"})
+_URL = re.compile(r"\bhttps?://[^\s'\"<>]+", re.IGNORECASE)
+_QUERY = re.compile(r"\?[\w.~%+-]+=[^\s'\"<>)]*")
 
 _LOCAL = frozenset({"", "file", "local"})
 
@@ -84,6 +87,11 @@ def redact(url: str) -> str:
         return url
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def redacted(text: str) -> str:
+    """A text of somebody else's with every URL in it fit for messages; signatures are in queries."""
+    return _QUERY.sub("", _URL.sub(lambda found: redact(found.group()), text))
 
 
 def check_extra(protocol: str, error: ImportError) -> MissingExtraError:

@@ -20,7 +20,13 @@ from lazystore.formats.arrow_ipc import IpcRows
 from lazystore.formats.arrow_rows import RowsSchema, require_pyarrow
 from lazystore.formats.format import BlockNames, Files, Format, Opened, Options, Place
 from lazystore.formats.litdata import parse_chunks
-from lazystore.formats.parquet_images import WHOLE_BYTES, ParquetFooter, ParquetImages, read_parquet_footer
+from lazystore.formats.parquet_images import (
+    TAIL_BYTES,
+    KeptFooters,
+    ParquetFooter,
+    ParquetImages,
+    read_parquet_footer,
+)
 
 __all__ = ["ArrowFormat", "ParquetFormat"]
 
@@ -31,6 +37,10 @@ LEAST = 1 << 20
 #: Share of the budget that small remote files may take which are kept whole, and bytes that they take at most.
 WHOLE_SHARE = 16
 WHOLE_ROOM = 4 << 20
+#: The same for footers of other remote files.
+FOOTERS_SHARE, FOOTERS_ROOM = 64, 4 << 20
+#: A first file of at most so many bytes is: somebody waits for its first row.
+WHOLE_FIRST = 1 << 20
 
 
 class ArrowFormat(Format):
@@ -96,10 +106,11 @@ class ParquetFormat(Format):
         sizes, counts = _files(place, options, self.name)
         limit = max(LEAST, place.budget // SHARE)
         whole = _small(sizes, place)
+        kept = KeptFooters(0 if place.source.local else min(place.budget // FOOTERS_SHARE, FOOTERS_ROOM))
         found = together(
             place.source,
             [
-                (name, read_parquet_footer(name, nbytes, options.columns, whole=name in whole))
+                (name, read_parquet_footer(name, nbytes, options.columns, whole=name in whole, kept=kept))
                 for name, nbytes in sizes.items()
             ],
             timeout=place.timeout, limit=limit,
@@ -118,7 +129,7 @@ class ParquetFormat(Format):
         }
         version = _digest([(f.name, f.nbytes, f.digest, b"") for f in found])
         opened = _opened(self.name, place, sizes, rows, images, blocks, about, version)
-        opened.reserved = sum(sizes[name] for name in whole)
+        opened.reserved = sum(sizes[name] for name in whole) + kept.taken
         return opened
 
     def examine(self, footers: Sequence[ParquetFooter], options: Options) -> None:
@@ -149,8 +160,8 @@ def _small(sizes: Mapping[str, int], place: Place) -> set[str]:
     """Files that are fetched whole at once, because their pages cost a further round trip and hardly more bytes."""
     room = 0 if place.source.local else min(place.budget // WHOLE_SHARE, WHOLE_ROOM)
     chosen = set()
-    for name, nbytes in sizes.items():
-        if nbytes <= min(WHOLE_BYTES, room):
+    for number, (name, nbytes) in enumerate(sizes.items()):
+        if nbytes <= min(room, TAIL_BYTES if number else WHOLE_FIRST):
             room -= nbytes
             chosen.add(name)
     return chosen

@@ -12,7 +12,7 @@ from contextlib import closing
 from typing import Any
 
 from lazystore.fetch.source import Read, Source
-from lazystore.formats.format import Image, Images, Size, Wait, Want
+from lazystore.formats.format import Ahead, Arrival, Image, Images, Pause, Size, Wait, Want
 
 __all__ = ["answers", "image_of", "images_of"]
 
@@ -50,7 +50,11 @@ def images_of(
                 yield step
             elif isinstance(step, Wait):
                 raise RuntimeError(f"run {run} waits for another run, and there is none")
-            else:
+            elif isinstance(step, (Ahead, Arrival)):
+                if isinstance(step, Arrival):
+                    raise RuntimeError(f"run {run} waits for what was not sent for")
+                answer = False  # nothing comes while something else is done here
+            elif not isinstance(step, Pause):
                 if allow is not None:
                     allow(images.scratch(run))
                 answer = answers(source, step, timeout)

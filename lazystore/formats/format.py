@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lazystore.formats.codecs import Codec
 
 __all__ = [
+    "Ahead",
+    "Arrival",
     "BlockNames",
     "Files",
     "Format",
@@ -36,6 +38,7 @@ __all__ = [
     "Images",
     "Opened",
     "Options",
+    "Pause",
     "Place",
     "Size",
     "Step",
@@ -80,8 +83,35 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """A step of a run: send for these stored bytes, which will be needed later on, and go on.
+
+    Answered by whether they were sent for: not where there is no room. The run's ``scratch`` has them counted in
+    already; the run takes that back. Until they came by :class:`Arrival`, no other ones can be sent for like this.
+    """
+
+    wants: list[Want]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A step of a run: what was sent for ahead, please. Answered like the wants themselves."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """A step of a run: another run is fetching what this one needs; come back when something has arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A step of a run: what the next image is made of is here; making it takes memory, and can wait until it is wanted.
+
+    Attributes:
+        growth: bytes that ``scratch`` grows by then.
+    """
+
+    growth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +132,7 @@ class Image:
 
 
 #: Wants and sizes are asked for together, in one wave, and answered by a list in the same order.
-Step: TypeAlias = "list[Want | Size] | Wait | Image"
+Step: TypeAlias = "list[Want | Size] | Ahead | Arrival | Wait | Pause | Image"
 
 
 class Images(Protocol):

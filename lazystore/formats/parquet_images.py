@@ -12,28 +12,33 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from lazystore._core.parquet_scan import scan_footer
 from lazystore.errors import BudgetTooSmallError, FormatError, UnsupportedError
 from lazystore.formats.arrow_blocks import Ask, Blocks
 from lazystore.formats.arrow_rows import RowsSchema, require_pyarrow, row_type_of
-from lazystore.formats.format import Image, Step, Want
+from lazystore.formats.format import Ahead, Arrival, Image, Pause, Step, Want
 from lazystore.formats.parquet_pages import LOOK_BYTES, ChunkFile, Column, ColumnChunk
 
-__all__ = ["WHOLE_BYTES", "ParquetFooter", "ParquetImages", "read_parquet_footer"]
+__all__ = ["TAIL_BYTES", "KeptFooters", "ParquetFooter", "ParquetImages", "read_parquet_footer"]
 
 MAGIC = b"PAR1"
 REPEATED = 2
 TEXTS = ("string", "large_string", "binary", "large_binary")
 MAX_DEPTH = 100
+#: Bytes of a file's end that are fetched first, at most and at least; in between this share of it.
 TAIL_BYTES = 64 << 10
-#: Remote files of at most so many bytes may be fetched whole instead of their tails, and kept.
-WHOLE_BYTES = 256 << 10
+LEAST_TAIL = 16 << 10
+TAIL_SHARE = 16
 #: Column chunks of a row group that together have no more are fetched whole; of others, so much at a time. Less
-#: where the budget is small.
-WINDOWS_BYTES = 8 << 20
+#: where the budget is small: a little less than what may be on its way at once.
+WINDOWS_BYTES, WINDOWS_SHARE = 8 << 20, 7 / 16
 LEAST_WINDOW = 64 << 10
+#: Column chunks of so many bytes are fetched whole where there is room.
+SHORT_CHUNK = 256 << 10
+#: Shares of a window that are tried where pages turn out so large that whole ones do not fit.
+WINDOW_SHARES = (1.0, 0.25, 0.0)
 #: pyarrow reads through a buffer of so many bytes.
 STREAM_BYTES = 16 << 10
 #: Words of a dictionary that make at most this share of an image's bytes of the rows of a block leave it.
@@ -41,6 +46,10 @@ WORDS_SHARE = 16
 #: Parsed footers that are kept, and how long the longest of them is.
 KEPT_FOOTERS = 8
 KEPT_BYTES = 1 << 20
+
+
+#: A column chunk, and begin and bytes of what is fetched of it.
+_Asked: TypeAlias = tuple[ColumnChunk, int, int]
 
 
 @dataclass(slots=True)
@@ -58,6 +67,7 @@ class ParquetFooter:
         chunks: begin and end of each wanted column chunk, its codec, and whether all its values are in a dictionary;
             row group by row group, flat.
         whole: all of the file, if it was fetched with its footer; None: not.
+        stored: the footer as it is stored, if it is kept; None: it is not.
     """
 
     name: str
@@ -71,6 +81,13 @@ class ParquetFooter:
     columns: list[Column] = field(default_factory=list)
     chunks: array[int] = field(default_factory=lambda: array("q"))
     whole: memoryview | None = None
+    stored: memoryview | None = None
+
+    def lengths(self, group: int) -> Sequence[int]:
+        """Bytes of the wanted column chunks of a row group."""
+        first, last = 4 * len(self.columns) * group, 4 * len(self.columns) * (group + 1)
+        begins, ends = self.chunks[first:last:4], self.chunks[first + 1 : last : 4]
+        return [end - begin for begin, end in zip(begins, ends, strict=True)]
 
     def column_chunks(self, group: int, room: int) -> list[ColumnChunk]:
         """The wanted column chunks of a row group, whose pages may take ``room`` bytes each, decoded."""
@@ -85,23 +102,46 @@ class ParquetFooter:
         ]  # fmt: skip
 
 
+class KeptFooters:
+    """Bytes of footers that need not be fetched again.
+
+    Parameters:
+        room: bytes that may be kept.
+
+    Attributes:
+        taken: bytes that are.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self.taken = 0
+
+    def keep(self, stored: memoryview) -> memoryview | None:
+        """A copy, None where there is no room for it."""
+        if self.taken + len(stored) > self._room:
+            return None
+        self.taken += len(stored)
+        return memoryview(bytes(stored))
+
+
 def read_parquet_footer(
-    name: str, nbytes: int, columns: Sequence[str] | None, *, whole: bool = False
+    name: str, nbytes: int, columns: Sequence[str] | None, *, whole: bool = False, kept: KeptFooters | None = None
 ) -> Generator[Ask, Any, ParquetFooter]:
     """Read one file's footer; a task for :func:`lazystore.formats.arrow_blocks.together`.
 
     Parameters:
         whole: fetch all of the file with it, and keep that.
+        kept: where footers are kept.
 
     Raises:
         FormatError: it is no Parquet file, or a damaged one.
         UnsupportedError: its footer is encrypted.
 
-    Cost: one wave, two for footers beyond 64 KiB.
+    Cost: one wave, two for footers beyond 64 KiB, or a sixteenth of a small file.
     """
     if nbytes < 12:
         raise FormatError(f"{name} has {nbytes} bytes, too few for a Parquet file")
-    first = nbytes if whole else min(nbytes, TAIL_BYTES)
+    first = nbytes if whole else min(nbytes, max(LEAST_TAIL, min(nbytes // TAIL_SHARE, TAIL_BYTES)))
     (tail,) = yield [(nbytes - first, first)]
     if bytes(tail[-4:]) == b"PARE":
         raise UnsupportedError(f"{name} is a Parquet file with an encrypted footer, which lazystore does not read")
@@ -119,7 +159,10 @@ def read_parquet_footer(
         _arrow_schema(metadata, name),
     )  # fmt: skip
     _note_groups(footer, stored, columns)
-    footer.whole = tail if whole else None
+    if whole:
+        footer.whole, footer.stored = tail, stored
+    elif kept is not None:
+        footer.stored = kept.keep(stored)
     return footer
 
 
@@ -222,12 +265,13 @@ class ParquetImages:
         columns: those that are wanted; None: all.
         limit: bytes that an image may have; a run may hold twice as many.
 
-    A run holds its column chunks as stored if these are together at most 8 MiB (half of ``limit``, if that is less);
-    else of each the pages that the next rows are in, and a little ahead; besides, a page and the dictionary of each
-    column inflated, and two images' worth of rows. Texts stay in their dictionary, or so few rows are decoded at a time
-    that its words fit. What pages inflate to shows when their headers are there, so
-    ``scratch`` may grow while a run is open. Column chunks of nested types in pages of the first version are
-    held as a whole. Kept across runs: at most 8 parsed footers of at most 1 MiB, and files that came with theirs.
+    A run holds its column chunks as stored if these are together at most 8 MiB (less than half of ``limit``, if that is
+    less); else of each the pages that the next rows are in, and as much again that is sent for meanwhile; besides, a
+    page and the dictionary of each column inflated, and two images' worth of rows. Texts stay in their dictionary, or
+    so few rows are decoded at a time that its words fit. What pages inflate to shows when their headers are there, so
+    ``scratch`` may grow while a run is open; it shrinks towards the run's end. Column chunks of nested types in pages
+    of the first version are held as a whole. Kept across runs: at most 8 parsed footers of at most 1 MiB, and of
+    ``footers`` what came with them.
     """
 
     def __init__(
@@ -244,7 +288,7 @@ class ParquetImages:
         self._blocks = blocks
         self._columns = columns
         self._limit = limit
-        self._windows = min(WINDOWS_BYTES, limit // 2)
+        self._windows = min(WINDOWS_BYTES, int(limit * WINDOWS_SHARE))
         self._grown: dict[int, int] = {}
         self._parsed: OrderedDict[int, Any] = OrderedDict()
         self.runs = blocks.runs
@@ -261,22 +305,25 @@ class ParquetImages:
         block = self.runs[run]
         file, groups, _ = self._blocks.place(block)
         footer = self._footers[file]
-        lengths = [chunk.end - chunk.begin for chunk in footer.column_chunks(groups[0], 2 * self._limit)]
-        window = _window(lengths, self._windows)
-        held = sum(min(length, 2 * window + LOOK_BYTES) for length in lengths)
+        lengths = footer.lengths(groups[0])
+        windows = _windows(lengths, self._windows)
+        held = sum(min(n, _most(window)) for n, window in zip(lengths, windows, strict=True))
         return footer.length + held + 2 * self._blocks.hints[block]
 
     def open(self, run: int, first: int) -> Generator[Step, Any, None]:
         """Make the images of a run from block ``first`` on."""
         file, groups, skip = self._blocks.place(first)
         footer = self._footers[file]
+        windows = _windows(footer.lengths(groups[0]), self._windows)
         chunks = footer.column_chunks(groups[0], 2 * self._limit)
-        window = _window([chunk.end - chunk.begin for chunk in chunks], self._windows)
         try:
-            group = _Group(chunks, footer, groups[0], self._columns, self._blocks.counts[self.runs[run]])
+            group = _Group(chunks, windows, footer, groups[0], self._columns, self._blocks.counts[self.runs[run]])
             group.metadata = self._kept(file)
-            yield from self._fetch(run, group, window, 1)
+            yield from self._fetch(run, group, 1)
             self._keep(file, group.metadata)
+            yield Pause(group.inflated)
+            group.inflates = True
+            self._reckon(run, group)
             group.bound(self._limit)
             writer = None
             held: list[Any] = []  # batches; ``skip`` rows of the first are done with
@@ -285,11 +332,13 @@ class ParquetImages:
                 while sum(batch.num_rows for batch in held) < skip + n:
                     while held and skip >= held[0].num_rows:
                         skip -= held.pop(0).num_rows
-                    yield from self._fetch(run, group, window, group.rows_made + group.step)
+                    yield from self._fetch(run, group, group.rows_made + group.step)
+                    yield from self._send_ahead(run, group)
                     held.append(group.next_batch(held, skip + n, 2 * self._limit))
                 if writer is None:
                     writer = self._rows.writer(held[0].schema, self._columns)
                 image = writer.image(held, skip, n, limit=self._limit)
+                self._reckon(run, group)
                 yield Image(block, image, group.take_inflated())
                 skip += n
         finally:
@@ -307,34 +356,59 @@ class ParquetImages:
             while len(self._parsed) > KEPT_FOOTERS:
                 self._parsed.popitem(last=False)
 
-    def _fetch(self, run: int, group: _Group, window: int, rows: int) -> Generator[Step, Any, None]:
+    def _fetch(self, run: int, group: _Group, rows: int) -> Generator[Step, Any, None]:
         """Have the pages there that hold rows up to ``rows``, and with the first of them the parsed footer."""
         footer = group.footer
+        if group.metadata is None and footer.stored is not None:
+            group.metadata = _parse(footer.stored, footer.name)
         while True:
-            asks = [(chunk, ask) for chunk in group.chunks if (ask := chunk.missing(rows, window))]
-            held = group.footer.length + sum(chunk.held for chunk in group.chunks) + sum(n for _, (_, n) in asks)
-            inflated = sum(chunk.inflated for chunk in group.chunks)
+            for share in WINDOW_SHARES:
+                asks = group.missing(rows, share)
+                inflated, held = group.inflated, footer.length + group.held + sum(n for _, _, n in asks)
+                if held + inflated <= 1.5 * self._limit:
+                    break
+            if asks and group.coming:
+                group.feed(group.coming, (yield Arrival()))
+                group.coming = []
+                continue
             if held + inflated > 2 * self._limit:
                 raise BudgetTooSmallError(
-                    f"{group.footer.name} has pages that take {held} bytes and inflate to {inflated}, "
+                    f"{footer.name} has pages that take {held} bytes and inflate to {inflated}, "
                     f"{2 * self._limit} may be used: give at least {2 * (held + inflated)} bytes, unless the file is "
                     "damaged", needed=held + inflated
                 )  # fmt: skip
-            needed = held + inflated + 2 * self._blocks.hints[self.runs[run]]
-            self._grown[run] = max(self._grown.get(run, 0), needed, self._expected(run))
-            wants = [Want(footer.name, begin, n) for _, (begin, n) in asks]
+            self._reckon(run, group, asks)
+            wants = [Want(footer.name, begin, n) for _, begin, n in asks]
             if group.metadata is None:
                 wants.append(Want(footer.name, footer.begin, footer.length))
             if not wants:
                 return
             if footer.whole is not None:
-                stored_parts = [footer.whole[want.begin : want.begin + want.nbytes] for want in wants]
+                stored = [footer.whole[want.begin : want.begin + want.nbytes] for want in wants]
             else:
-                stored_parts = yield [*wants]
+                stored = yield [*wants]
             if group.metadata is None:
-                group.metadata = _parse_again(stored_parts.pop(), footer)
-            for (chunk, (begin, _)), data in zip(asks, stored_parts, strict=True):
-                chunk.feed(begin, data)
+                group.metadata = _parse_again(stored.pop(), footer)
+            group.feed(asks, stored)
+
+    def _send_ahead(self, run: int, group: _Group) -> Generator[Step, Any, None]:
+        """Send for what follows what is there, where that is not on its way yet."""
+        asks = [] if group.coming or group.footer.whole is not None else group.following()
+        if not asks:
+            return
+        held = group.footer.length + group.held + sum(n for _, _, n in asks)
+        if held + group.inflated <= 1.5 * self._limit:
+            self._reckon(run, group, asks)
+            if (yield Ahead([Want(group.footer.name, begin, n) for _, begin, n in asks])):
+                group.coming = asks
+            else:
+                self._reckon(run, group)
+
+    def _reckon(self, run: int, group: _Group, asks: Sequence[_Asked] = ()) -> None:
+        """Note what a run may hold from now on: what it has and asks for, or what it will ask for if that is more."""
+        asked = sum(n for _, _, n in (*asks, *group.coming))
+        held = max(group.held + asked + (group.inflated if group.inflates else 0), group.rest)
+        self._grown[run] = group.footer.length + held + 2 * self._blocks.hints[self.runs[run]]
 
 
 def _parse_again(stored: memoryview, footer: ParquetFooter) -> Any:
@@ -344,32 +418,93 @@ def _parse_again(stored: memoryview, footer: ParquetFooter) -> Any:
     return _parse(stored, footer.name)
 
 
-def _window(lengths: Sequence[int], total: int) -> int:
-    """Bytes of each column chunk that are fetched at a time, ``total`` together."""
-    return total if sum(lengths) <= total else max(LEAST_WINDOW, total // len(lengths))
+def _windows(lengths: Sequence[int], total: int) -> Sequence[int]:
+    """Bytes of each column chunk that are fetched at a time, ``total`` together: they last for as many rows each."""
+    times = -(-sum(lengths) // total)
+    # Pages of short ones are not shorter: they would cost a wave of their own.
+    least = max(LEAST_WINDOW, min(SHORT_CHUNK, total // (2 * len(lengths) or 1)))
+    return lengths if times <= 1 else [max(least, -(-n // times)) for n in lengths]
+
+
+def _most(window: int) -> int:
+    """Bytes of a column chunk that are held at once, where its pages are shorter than that."""
+    return 2 * window + LOOK_BYTES
 
 
 class _Group:
     """A row group that pyarrow reads out of chunks.
 
+    Parameters:
+        windows: bytes of each chunk that are fetched at a time.
+
     Attributes:
         rows_made: rows that came out so far.
         step: rows of a batch.
         metadata: the file's parsed footer, before the first batch.
+        coming: what was sent for ahead.
+        inflates: rows are made; before, bytes were only fetched.
     """
 
     def __init__(
-        self, chunks: list[ColumnChunk], footer: ParquetFooter, number: int, columns: Sequence[str] | None, step: int
+        self,
+        chunks: list[ColumnChunk],
+        windows: Sequence[int],
+        footer: ParquetFooter,
+        number: int,
+        columns: Sequence[str] | None,
+        step: int,
     ) -> None:
         self.chunks = chunks
         self.footer = footer
         self.step = step
         self.rows_made = 0
-        self._file = ChunkFile(chunks, footer.nbytes)
+        self.coming: list[_Asked] = []
+        self.inflates = False
         self.metadata: Any = None
+        self._windows = windows
+        self._file = ChunkFile(chunks, footer.nbytes)
         self._open = (number, columns)
         self._batches: Iterator[Any] | None = None
         self._grown: list[str] = []  # columns whose words make them longer than their pages are
+
+    @property
+    def held(self) -> int:
+        """Stored bytes that are there."""
+        return sum(chunk.held for chunk in self.chunks)
+
+    @property
+    def inflated(self) -> int:
+        """Bytes that dictionaries and pages inflate to."""
+        return sum(chunk.inflated for chunk in self.chunks)
+
+    @property
+    def rest(self) -> int:
+        """Stored bytes that may be there at once from now on."""
+        return sum(min(c.held + c.left, _most(window)) for c, window in zip(self.chunks, self._windows, strict=True))
+
+    def missing(self, rows: int, share: float) -> list[_Asked]:
+        """What is to be fetched for the pages of rows up to ``rows``; with it what will be short soon, because a round
+        trip of its own costs more."""
+        chunks = [(chunk, int(window * share)) for chunk, window in zip(self.chunks, self._windows, strict=True)]
+        asks = [chunk.missing(rows, window) for chunk, window in chunks]
+        if not any(asks):
+            return []
+        asks = [ask or chunk.further(window) for ask, (chunk, window) in zip(asks, chunks, strict=True)]
+        return [(chunk, *ask) for ask, (chunk, _) in zip(asks, chunks, strict=True) if ask is not None]
+
+    def following(self) -> list[_Asked]:
+        """What comes after what is there, of the chunks that have no more than a window to be read."""
+        found = []
+        for chunk, window in zip(self.chunks, self._windows, strict=True):
+            there = chunk.end - chunk.left
+            if chunk.left and there - self._file.position(chunk) <= window:
+                found.append((chunk, there, min(window, chunk.left)))
+        return found
+
+    def feed(self, asks: Sequence[_Asked], stored: Sequence[memoryview]) -> None:
+        """The bytes that were asked for."""
+        for (chunk, begin, _), data in zip(asks, stored, strict=True):
+            chunk.feed(begin, data)
 
     def bound(self, limit: int) -> None:
         """Once the first pages are there: so few rows at a time that a dictionary's words do not make more bytes of
@@ -422,15 +557,19 @@ class _Group:
 
     def _start(self, pa: Any) -> Iterator[Any]:
         if self._batches is None:
-            from pyarrow import parquet
+            # ParquetFile is this with the default pool, which keeps what is freed.
+            from pyarrow._parquet import ParquetReader
 
             number, columns = self._open
-            file = parquet.ParquetFile(
+            reader = ParquetReader(memory_pool=pa.system_memory_pool())
+            reader.open(
                 pa.PythonFile(self._file, mode="r"), metadata=self.metadata, pre_buffer=False, buffer_size=STREAM_BYTES,
                 read_dictionary=[chunk.column.path for chunk in self.chunks if chunk.words],
             )  # fmt: skip
-            self._batches = file.iter_batches(
-                self.step, row_groups=[number], columns=None if columns is None else list(columns), use_threads=False
+            leaves = self.metadata.schema
+            wanted = [k for k in range(len(leaves)) if _is_wanted(leaves.column(k).path, columns)]
+            self._batches = reader.iter_batches(
+                self.step, row_groups=[number], column_indices=wanted, use_threads=False
             )
         return self._batches
 

@@ -87,6 +87,11 @@ class ColumnChunk:
         return sum(len(data) for _, data in self._parts)
 
     @property
+    def left(self) -> int:
+        """Bytes that were not fetched."""
+        return self.end - self._there
+
+    @property
     def inflated(self) -> int:
         return 2 * self._dictionary + self._longest
 
@@ -107,6 +112,12 @@ class ColumnChunk:
             self._pass(page, end)
         ahead = min(self.end, self._page + LOOK_BYTES)
         return self._ask(ahead, window) if ahead > self._there else None
+
+    def further(self, window: int) -> tuple[int, int] | None:
+        """What is to be fetched if something is anyway: where less than half a window is ahead; None for nothing."""
+        if self._there >= self.end or 2 * (self._there - self._page) >= window:
+            return None
+        return self._ask(self._there + 1, window)
 
     def _ask(self, end: int, window: int) -> tuple[int, int]:
         end = min(self.end, max(end + LOOK_BYTES, self._there + window))

@@ -66,6 +66,7 @@ class Batches:
         self._open: dict[int, Batch] = {}
         self._last: Batch | None = None
         self._lines: list[Line] = []
+        self._spare = SPARE
         self._ticks = 0
         self._reached = 0
         self._end: float = math.inf
@@ -125,6 +126,11 @@ class Batches:
                     batch.busy = False
                     self._turn.notify_all()
 
+    @property
+    def changing(self) -> bool:
+        """See :class:`~lazystore.hub.passes.Supply`."""
+        return self.recovery.changing
+
     def _counted(self, part: Part, asked: bool) -> Part:
         if asked:
             self.misses += len(part.samples)
@@ -138,7 +144,9 @@ class Batches:
         until = time.monotonic() + self._timeout
         while batch.busy and len(batch.samples) == had and not self.closed:
             self._turn.wait(min(LOOK_S, max(0.0, until - time.monotonic())))
-            if time.monotonic() >= until:
+            if self.changing:
+                until = time.monotonic() + self._timeout
+            elif time.monotonic() >= until:
                 raise LoadTimeoutError(
                     f"{self.recovery.feed.name}: sample {batch.first + had} has not come for "
                     f"{self._timeout} s; raise timeout= if the source is that slow"
@@ -200,12 +208,15 @@ class Batches:
             if not self._reached and not self._open:
                 self._origin = origin % self._size
 
-    def forget(self) -> None:
-        """Keep nothing of what was read."""
+    def retire(self) -> None:
+        """Keep nothing of what was read, nor any line that no pass follows: no other will come."""
         with self._turn:
+            self._spare = 0
             self._cache.clear()
             self._last = None
             self.samples_held = self.nbytes = 0
+            gone = self._free()
+        _close(gone)
 
     # -- what is here -------------------------------------------------------------------
 
@@ -353,6 +364,8 @@ class Batches:
                 unfinished.line = None
                 self._forget(unfinished)
                 unfinished = None
+            if unfinished is not None:
+                unfinished.busy = True  # or whoever wants it would read by this line too
             spare = self._free()
         _close(spare)
         there = False
@@ -365,9 +378,10 @@ class Batches:
                     line.batch, batch.line = batch, line
                 elif line in self._lines:
                     self._lines.remove(line)
+            if not there:
+                line.close()
         if there:
             return line
-        line.close()
         with self._turn:
             batch.done = True
             self._keep(batch)
@@ -426,7 +440,7 @@ class Batches:
             return []  # there will be no other
         spare = [line for line in self._lines if line.owner is None and not line.taken]
         spare.sort(key=_tick)
-        gone = spare[: max(0, len(spare) - SPARE)]
+        gone = spare[: max(0, len(spare) - self._spare)]
         for line in gone:
             if line.batch is not None:
                 self._forget(line.batch)

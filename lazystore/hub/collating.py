@@ -25,7 +25,6 @@ __all__ = ["IGNORED", "MultimodalCollator"]
 IGNORED = -100
 #: Keys that every sample has, and that stay lists.
 _HEAD = ("task", "dataset", "modalities")
-_RECORDING = {"array", "sampling_rate"}
 _SIDES = ("right", "left")
 
 

@@ -6,7 +6,6 @@ applies them. Pure functions over names; nothing is fetched here, and nothing is
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +14,9 @@ from functools import lru_cache
 from typing import Any
 
 from lazystore.errors import ConfigError
+from lazystore.hub.near import near
 
-__all__ = ["Choice", "NotDirect", "choose", "converted_card", "info_of", "matches", "near"]
+__all__ = ["Choice", "NotDirect", "choose", "converted_card", "info_of", "matches"]
 
 SUFFIX = ".parquet"
 #: What a config of the card may say that does not change how its files are read.
@@ -128,12 +128,6 @@ def converted_card(paths: Iterable[str]) -> dict[str, Any]:
             for config, splits in found.items()
         ]
     }
-
-
-def near(asked: str, known: Iterable[str]) -> str:
-    """``; did you mean ...?`` if something known is spelled nearly like that, else ""."""
-    found = difflib.get_close_matches(asked, list(known), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
 # -- what the card says -----------------------------------------------------------------------

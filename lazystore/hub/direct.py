@@ -16,8 +16,9 @@ from lazystore.errors import ConfigError, FetchError
 from lazystore.formats.arrow import ParquetFormat
 from lazystore.formats.format import Opened, Options, Place
 from lazystore.formats.parquet_images import ParquetFooter
-from lazystore.hub.data_files import Choice, NotDirect, choose, converted_card, info_of, near
+from lazystore.hub.data_files import Choice, NotDirect, choose, converted_card, info_of
 from lazystore.hub.features import Decoding, Feature, card_features, decoding_of, fits, schema_features, stored_as
+from lazystore.hub.near import near
 from lazystore.hub.repository import Repository, access_error, hub_headers, hub_token, read_file, read_repository
 from lazystore.streaming.dataset import StreamingDataset
 
@@ -73,7 +74,8 @@ def open_direct(
     features = _features(repository, chosen, shown, timeout)
     if features is not None:
         _check_columns(repository.name, features, columns)
-    form = HubParquet(repository.name, {path: repository.files[path] for path in chosen.files}, features)
+    files = {path: repository.files[path] for path in chosen.files}
+    form = HubParquet(repository.name, repository.sha, files, features)
     try:
         return StreamingDataset(
             repository.url,
@@ -92,6 +94,8 @@ def _choose(repository: Repository, config: str | None, split: str, *, converted
         raise NotDirect("it has so many files that the hub may not have named all")
     card = {**repository.card, **converted_card(repository.files)} if converted else repository.card
     chosen = choose(repository.name, card, repository.files, config, split)
+    if any(repository.files[path] < 0 for path in chosen.files):
+        raise NotDirect("the hub does not say how long its files are")
     if len(chosen.files) > MAX_FILES:
         raise NotDirect(f"it has {len(chosen.files)} files, whose footers would all be read first")
     return chosen
@@ -122,7 +126,7 @@ def _legacy_info(written: bytes, config: str | None) -> Mapping[str, Any]:
 def _check_columns(name: str, known: Mapping[str, Any], columns: Sequence[str] | None) -> None:
     for column in columns or ():
         if column not in known:
-            raise ConfigError(f"{name} has no column {column!r}, it has {', '.join(known)}{near(str(column), known)}")
+            raise ConfigError(f"{name} has no column {column!r}, it has {', '.join(known)}{near(column, known)}")
 
 
 class HubParquet(ParquetFormat):
@@ -130,14 +134,17 @@ class HubParquet(ParquetFormat):
 
     Parameters:
         dataset: in messages.
+        commit: where the files are from.
         files: sizes in bytes, in the order in which they are read.
         features: of the card; None: what the first file's schema says.
 
     Pickling: by these.
     """
 
-    def __init__(self, dataset: str, files: Mapping[str, int], features: Mapping[str, Feature] | None) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, dataset: str, commit: str, files: Mapping[str, int], features: Mapping[str, Feature] | None
+    ) -> None:
+        self.dataset, self.commit = dataset, commit
         self.files = dict(files)
         self.features = features
         self._decoding: Decoding | None = None
@@ -146,6 +153,7 @@ class HubParquet(ParquetFormat):
         """See :meth:`Format.open`."""
         opened = super().open(place, options)
         opened.transform = self._decoding
+        opened.about["commit"] = self.commit
         return opened
 
     def examine(self, footers: Sequence[ParquetFooter], options: Options) -> None:

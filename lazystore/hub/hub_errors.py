@@ -6,6 +6,7 @@ Errors while samples are read reach the reader as they are; whether those may pa
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
@@ -15,9 +16,11 @@ from lazystore.errors import (
     ConfigError,
     DatasetNotFoundError,
     FetchError,
+    FetchTimeoutError,
     LazyStoreError,
     UnsupportedError,
 )
+from lazystore.hub.near import near
 
 if TYPE_CHECKING:
     from lazystore.hub.hub_name import HubName
@@ -39,8 +42,11 @@ _TRANSIENT = frozenset({
 })  # fmt: skip
 
 
-def translated(load: Callable[[], R], hub: HubName) -> R:
+def translated(load: Callable[[], R], hub: HubName, *, bounded: bool = True) -> R:
     """What ``load`` gives; failures that may pass are tried again, within the name's ``timeout`` and ``retries``.
+
+    Parameters:
+        bounded: give up after ``timeout`` though it still goes on; a download takes as long as it takes.
 
     Raises:
         DatasetNotFoundError, HubAccessError, ConfigError, UnsupportedError, FetchError: with the cause chained.
@@ -51,7 +57,7 @@ def translated(load: Callable[[], R], hub: HubName) -> R:
     while True:
         attempt += 1
         try:
-            return load()
+            return _in_time(load, hub, began + hub.timeout - time.monotonic()) if bounded else load()
         except LazyStoreError:
             raise
         except Exception as error:
@@ -62,6 +68,33 @@ def translated(load: Callable[[], R], hub: HubName) -> R:
                     raise
                 raise found from error
         time.sleep(wait)
+
+
+def _in_time(load: Callable[[], R], hub: HubName, left: float) -> R:
+    """What ``load`` gives within so many seconds: it asks the hub often, and waits for minutes if nobody answers.
+
+    One that does not come back is left to itself, in a thread that ends with it.
+    """
+    given: list[R] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            given.append(load())
+        except BaseException as error:  # noqa: BLE001 - it is raised to the one who waits
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name=f"lazystore-open-{hub.name}"[:64], daemon=True)
+    thread.start()
+    thread.join(max(0.001, left))
+    if given:
+        return given[0]
+    if failed:
+        raise failed[0]
+    raise FetchTimeoutError(
+        f"{hub.name} could not be opened by datasets within {hub.timeout:g} s; look whether the hub answers, or give "
+        "more timeout="
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -133,12 +166,10 @@ def _all_names(chain: list[BaseException]) -> set[str]:
 
 def _of_arguments(text: str, hub: HubName) -> LazyStoreError | None:
     """What a ValueError of ``load_dataset`` says of config and split."""
-    from lazystore.hub.data_files import near
-
     if "BuilderConfig" in text and "not found" in text:
         known = _QUOTED.findall(text.partition("Available:")[2])
         return ConfigError(
-            f"{hub.name} has no config {hub.config!r}, it has {', '.join(known)}{near(str(hub.config), known)}"
+            f"{hub.name} has no config {hub.config!r}, it has {', '.join(known)}{near(hub.config, known)}"
         )
     if "Config name is missing" in text:
         known = _QUOTED.findall(text.partition("\n")[0])

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lazystore.config import default_memory
-from lazystore.errors import ConfigError, MissingExtraError
+from lazystore.errors import ConfigError, LazyStoreError, MissingExtraError
+from lazystore.fetch.options import redacted
 from lazystore.hub.feed import Feed, Mark, Reading
 from lazystore.hub.hub_errors import translated
+from lazystore.hub.near import near
 from lazystore.hub.readings import IteratorReading, digest
 
 __all__ = ["HubName", "Origin", "Section", "next_way", "open_name"]
@@ -64,6 +66,16 @@ class HubName:
         _log.debug("%s: split %r by way of %s%s", self.name, self.split, way, f" ({why})" if why else "")
         return found
 
+    def ask(self) -> None:
+        """Raise unless the hub answers within ``timeout``: from one that is silent ``datasets`` downloads for minutes.
+
+        Raises:
+            FetchError, HubAccessError, DatasetNotFoundError.
+        """
+        from lazystore.hub.repository import hub_token, read_repository
+
+        read_repository(self.name, revision=self.revision, token=hub_token(self.token), timeout=self.timeout)
+
     def identity(self, commit: str) -> str:
         """The same of every way, so that a state is good for all of them."""
         return digest("hub", self.name, self.config, self.split, self.columns, commit or self.revision)
@@ -76,7 +88,7 @@ class HubName:
             self.name, config=self.config, split=self.split, columns=self.columns, revision=self.revision,
             token=self.token, memory=self.memory, timeout=self.timeout,
         )  # fmt: skip
-        commit = str(dataset._recipe[0]).rstrip("/").rpartition("/")[2]
+        commit = str(dataset.opened.about["commit"])
         hub = replace(self, revision=commit)  # what takes over from it reads the same commit
         return DatasetFeed(dataset, name=self.name, identity=self.identity(commit), origin=Origin(hub, "lazystore"))
 
@@ -96,7 +108,7 @@ class HubName:
                 streaming=way == "datasets",
             )  # fmt: skip
 
-        loaded = translated(load, self)
+        loaded = translated(load, self, bounded=way == "datasets")
         commit = _commit_of(loaded)
         origin = Origin(replace(self, revision=commit or self.revision), way, why)
         selected = self._selected(loaded)
@@ -113,8 +125,6 @@ class HubName:
             known = loaded.column_names or []
         for column in self.columns:
             if column not in known:
-                from lazystore.hub.data_files import near
-
                 there = f"it has {', '.join(known)}{near(column, known)}"
                 raise ConfigError(f"{self.name} has no column {column!r}, {there}")
         return loaded.select_columns(list(self.columns))
@@ -168,6 +178,8 @@ def open_name(
         raise ConfigError(f"split={split!r} is not the name of a split; it is like 'train'")
     if isinstance(columns, str):
         raise ConfigError(f"columns={columns!r} is a string; give a list of names")
+    if columns is not None and not all(isinstance(column, str) for column in columns):
+        raise ConfigError(f"columns={columns!r} must be names of columns")
     local = os.path.isdir(name)
     if not local and (os.path.isfile(name) or _ELSEWHERE.match(name)):
         raise ConfigError(f"{name!r} is no name of a dataset on the hub; give lazystore.StreamingDataset({name!r})")
@@ -190,17 +202,30 @@ def open_name(
 
 
 def next_way(feed: Feed) -> Feed | None:
-    """What to go on with where this way of reading a hub name failed; None: there is none left.
+    """What to go on with where this way of reading a hub name failed: the next one that opens; None: none is left.
 
     It has the samples that ``feed`` has, also where that is one reader's part. A part by files has no successor:
     nothing else knows which samples are in which file.
+
+    Raises:
+        What opening the last way raises, if none opens.
     """
     origin: Origin | None = getattr(feed, "origin", None)
-    if origin is None or origin.way == WAYS[-1]:
+    if origin is None:
         return None
-    found = origin.hub.open(WAYS[WAYS.index(origin.way) + 1], origin.why)
-    part: range | None = getattr(feed, "part", None)
-    return found if part is None else Section(found, part)
+    for way in WAYS[WAYS.index(origin.way) + 1 :]:
+        try:
+            if way == "download":
+                origin.hub.ask()
+            found = origin.hub.open(way, origin.why)
+        except LazyStoreError as error:
+            if way == WAYS[-1]:
+                raise
+            _log.warning("%s cannot be read by way of %s either: %s", origin.hub.name, way, redacted(str(error)))
+        else:
+            part: range | None = getattr(feed, "part", None)
+            return found if part is None else Section(found, part)
+    return None
 
 
 class Section(Feed):

@@ -7,16 +7,18 @@ and what becomes of their samples, is not here.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lazystore.cache.retries import may_pass
 from lazystore.errors import ConfigError, FormatError, LoadError, UnsupportedError
+from lazystore.fetch.options import redacted
 from lazystore.hub.registry import DatasetSpec
 from lazystore.hub.synthetic import SyntheticFeed
 from lazystore.hub.wrapper import StreamingDatasetWrapper
-from lazystore.streaming.topology import detect, worker
+from lazystore.streaming.topology import detect
 
 __all__ = ["Member", "Standin", "open_members"]
 
@@ -31,13 +33,6 @@ def _unreadable(error: BaseException) -> bool:
     return not isinstance(error, ConfigError) and (isinstance(error, _REASONS) or may_pass(error))
 
 
-def _reader() -> tuple[int, int]:
-    """Which of how many readers this process is: ranks, and workers of each."""
-    (rank, world), (number, workers) = detect(), worker()
-    workers = max(1, workers)
-    return rank * workers + number, world * workers
-
-
 class Standin:
     """Made-up samples that go on where a dataset could not be read; a wrapper asks it with ``on_error``.
 
@@ -50,6 +45,7 @@ class Standin:
         began: the first sample that was made up; None: none was.
         cause: the error because of which, as text; None: the real samples are read.
         length: samples of the real dataset, where that is known.
+        reader: what reads it.
 
     Threads: any; of two failures at once the later one is told. Fork: as it is. Pickling: another process finds out for
     itself.
@@ -60,14 +56,16 @@ class Standin:
         self.began: int | None = None
         self.cause: str | None = None
         self.length: int | None = None
+        self.reader: weakref.ref[StreamingDatasetWrapper] | None = None
 
     def __call__(self, error: BaseException, position: int) -> Iterator[Any]:
-        """Made-up samples from number ``position`` of this reader's on: as many as the dataset has, else ``size``.
+        """Made-up samples from number ``position`` of what is read on: as many as the dataset has, else ``size``.
 
         Raises:
             The error, if it is not one of reading, or nobody knows what to make up.
         """
-        number, count = _reader()
+        reader = None if self.reader is None else self.reader()
+        number, count = (0, 1) if reader is None else reader.part_read()
         feed = self.feed(error, position * count)
         return (feed if count == 1 else feed.share(number, count)).open(position)
 
@@ -85,8 +83,10 @@ class Standin:
             error.add_note(str(unable))
             raise error from unable
         if self.cause is None:
-            _log.warning("%s: samples are made up from number %d on: %s", self._spec.name, position, error)
-        self.cause = f"{type(error).__name__}: {error}"
+            _log.warning(
+                "%s: samples are made up from number %d on: %s", self._spec.name, position, redacted(str(error))
+            )
+        self.cause = redacted(f"{type(error).__name__}: {error}")
         return found
 
     @property
@@ -99,7 +99,7 @@ class Standin:
         self.began, self.cause = began, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "cause": None}
+        return {**self.__dict__, "cause": None, "reader": None}
 
 
 class Member:
@@ -111,7 +111,7 @@ class Member:
         fallback: ``"synthetic"``: ``standin``; ``"local"``: ``datasets``, by downloading if need be; ``"raise"``.
 
     Attributes:
-        recipe: the arguments.
+        recipe: the arguments, with the commit of the hub that is read.
         wrapper: what reads it; another one after :meth:`retry` and :meth:`go_on`.
 
     Threads: as the wrapper's, but one at a time for :meth:`retry` and :meth:`load`. Pickling: by
@@ -132,15 +132,16 @@ class Member:
         self.wrapper = self._open()
 
     def _open(self) -> StreamingDatasetWrapper:
-        _, source, options, fallback, standin = self.recipe
+        spec, source, options, fallback, standin = self.recipe
         on_error: Any = {"synthetic": standin, "local": "fallback"}.get(fallback, "raise")
         self._replaced = False
         try:
             wrapper = StreamingDatasetWrapper(source, on_error=on_error, **options)
         except Exception as error:  # noqa: BLE001 - raised again unless something goes on in its place
             return self._instead(error, 0)
+        self.recipe = (spec, source, {**options, **wrapper.commit}, fallback, standin)
         if standin is not None:
-            standin.length = wrapper.length
+            standin.length, standin.reader = wrapper.length, weakref.ref(wrapper)
         return wrapper
 
     def _instead(self, error: Exception, position: int) -> StreamingDatasetWrapper:
@@ -158,7 +159,7 @@ class Member:
 
     def go_on(self, error: Exception, count: int) -> Iterator[Any]:
         """A pass that goes on after the first ``count`` samples of one whose source hangs; else raises the error."""
-        readers = _reader()[1]
+        readers = self.wrapper.part()[1]
         wrapper = self._instead(error, count * readers)
         iter(wrapper).close()  # now its state says which reader's it is
         wrapper.load_state_dict({**wrapper.state_dict(), "position": count})

@@ -51,6 +51,10 @@ def _end_reading() -> None:
 class Supply(Protocol):
     """Where a pass gets samples."""
 
+    @property
+    def changing(self) -> bool:
+        """Whether something else takes the place of what failed, at this moment: that takes as long as it takes."""
+
     def ready(self, position: int, *, asked: bool = False) -> Part | None:
         """Those from a position on that are here, if any are; ``END`` where it is known that there are none.
 
@@ -77,6 +81,8 @@ class Direct:
 
     Threads: one at a time, as a pass asks.
     """
+
+    changing = False  # only those who wait for others need to know
 
     def __init__(self, reader: Counter, position: int) -> None:
         self._reader = reader
@@ -296,13 +302,19 @@ class Course:
                 if self.closed:
                     raise ClosedError(self.closed)
                 if self._ended:
-                    if self._ended[0] is None:
+                    error = self._ended[0]
+                    if error is None:
                         return None
-                    raise self._ended[0]
+                    if isinstance(error, LoadTimeoutError):  # it may still come: the next call has it tried again
+                        self._ended.clear()
+                        self._thread = None
+                    raise error
                 if not until:
                     self._window = min(self._most, 2 * self._window)
                     until = time.monotonic() + self._timeout
                     self._turn.notify_all()
+                elif self._supply.changing:
+                    until = time.monotonic() + self._timeout
                 elif time.monotonic() >= until:
                     raise LoadTimeoutError(
                         f"{self._name}: sample {self._at} has not come for {self._timeout} s; the source hangs, or is "
@@ -451,10 +463,10 @@ class Pass:
         """End the pass: the next call of ``next`` raises StopIteration. Waits for its thread, at most two seconds."""
         self.end(DONE)
 
-    def end(self, why: str) -> None:
+    def end(self, why: str, *, wait: bool = True) -> None:
         """Close it for another reason than the reader's, who gets a ClosedError that tells it."""
         self._items = iter(())
-        self._course.close(why, wait=True)
+        self._course.close(why, wait=wait)
 
     def __enter__(self) -> Self:
         return self

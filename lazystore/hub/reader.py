@@ -59,7 +59,7 @@ class Reader:
         """The feed's order has changed: passes go on by what they have open; nothing is kept."""
         self.recovery.stale = True
         if self.batches is not None:
-            self.batches.forget()
+            self.batches.retire()
 
     def counters(self) -> dict[str, int]:
         """What was done, to be summed over readers."""

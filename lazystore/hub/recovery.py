@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from typing import Any
 from lazystore.cache.locks import forkable_lock
 from lazystore.cache.retries import Retries, may_pass
 from lazystore.errors import FetchError, FetchTimeoutError, LazyStoreError, UnsupportedError
+from lazystore.fetch.options import redacted
 from lazystore.fetch.retry import Verdict, verdict_of_status
 from lazystore.hub.feed import Feed, Mark, Reading
 from lazystore.hub.readings import IteratorReading
@@ -61,13 +63,21 @@ def transient(error: BaseException) -> bool:
 
 
 class Marks:
-    """Places where a feed can be entered: the nearest before a position, of at most 256 that are spread over all."""
+    """Places where a feed can be entered: the nearest before a position, of at most 256 that are spread over all.
+
+    Threads: any.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._marks: list[Mark] = []
         self._gap = 1
 
     def add(self, mark: Mark) -> None:
+        with self._lock:
+            self._insert(mark)
+
+    def _insert(self, mark: Mark) -> None:
         marks = self._marks
         at = bisect.bisect_left(marks, mark.position, key=_position)
         if at and mark.position - marks[at - 1].position < self._gap:
@@ -79,16 +89,18 @@ class Marks:
             self._gap = max(2 * self._gap, 2 * (marks[-1].position - marks[0].position) // MARKS)
             self._marks = []
             for each in marks:
-                self.add(each)
+                self._insert(each)
 
     def nearest(self, position: int) -> Mark | None:
         """The last one at or before a position."""
-        at = bisect.bisect_right(self._marks, position, key=_position)
-        return self._marks[at - 1] if at else None
+        with self._lock:
+            at = bisect.bisect_right(self._marks, position, key=_position)
+            return self._marks[at - 1] if at else None
 
     def clear(self) -> None:
-        self._marks.clear()
-        self._gap = 1
+        with self._lock:
+            self._marks.clear()
+            self._gap = 1
 
 
 def _position(mark: Mark) -> int:
@@ -110,6 +122,7 @@ class Recovery:
         stale: the order of the feed is another one by now: it cannot be opened for this order any more.
         retried: reads that were tried again.
         fallbacks: who took over: where, and why.
+        changing: somebody is being asked to take over.
 
     Threads: any. Fork: make a new one.
     """
@@ -122,6 +135,7 @@ class Recovery:
         self.marks = Marks()
         self.stale = False
         self.opened = False
+        self.changing = False
         self.retried = 0
         self.fallbacks: list[dict[str, Any]] = []
         self.timeout = timeout
@@ -149,16 +163,20 @@ class Recovery:
             mark = near
         return feed, feed.open(position, mark)
 
-    def after(self, error: Exception, feed: Feed, position: int, attempt: int, started: float) -> None:
+    def after(
+        self, error: Exception, feed: Feed, position: int, attempt: int, started: float, took: float = 0.0
+    ) -> None:
         """Return when a failed read is to be tried again; else raise.
 
         Parameters:
             feed: that failed, at sample ``position``, for the ``attempt``-th time since ``started`` (monotonic).
+            took: seconds, this time: who was silent for so long would be so again, which has to fit in, too.
         """
         if feed is not self.feed:
             return  # another has taken over meanwhile
         elapsed = time.monotonic() - started
-        wait = self._retries.delay(attempt, error, self.timeout - elapsed) if feed.again and not self.stale else None
+        left = self.timeout - elapsed - (took if isinstance(error, TimeoutError) else 0.0)
+        wait = self._retries.delay(attempt, error, left) if feed.again and not self.stale else None
         if wait is not None:
             self.retried += 1
             self._pause(wait)
@@ -172,11 +190,11 @@ class Recovery:
     def _final(self, error: Exception, position: int, attempts: int, elapsed: float) -> Exception:
         if not transient(error) or not self.first.again:
             return error
+        last = redacted(f"{type(error).__name__}: {error}")
         late = isinstance(error, TimeoutError) or elapsed + 0.01 >= self.timeout or attempts < self._retries.attempts
         return (FetchTimeoutError if late else FetchError)(
             f"{self.feed.name}: sample {position} could not be read in {attempts} attempts within {elapsed:.1f} s; the "
-            f"last one: {type(error).__name__}: {error}. Raise timeout= or retries=, or say with on_error= what goes "
-            "on in its place",
+            f"last one: {last}. Raise timeout= or retries=, or say with on_error= what goes on in its place",
             attempts=attempts,
             elapsed=elapsed,
         )
@@ -193,13 +211,11 @@ class Recovery:
         with self._lock:
             if feed is not self.feed:
                 return True
-            if callable(self._on_error):
-                if isinstance(feed, _Takeover) and feed.begin == position:
-                    return False  # it has been asked, and what it gave failed at once
-                samples = self._on_error(error, position)
-                follower: Feed | None = _Takeover(feed, position, self._on_error, error, samples)
-            else:
-                follower = fallback_of(feed)
+            self.changing = True
+            try:
+                follower = self._follower(error, feed, position)
+            finally:
+                self.changing = False
             if follower is None:
                 return False
             self.fallbacks.append(
@@ -207,7 +223,7 @@ class Recovery:
                     "position": position,
                     "from": feed.name,
                     "to": follower.name,
-                    "cause": f"{type(error).__name__}: {error}",
+                    "cause": redacted(f"{type(error).__name__}: {error}"),
                 }
             )
             self.feed = follower
@@ -215,6 +231,14 @@ class Recovery:
             self.marks.clear()
             self.opened = False
             return True
+
+    def _follower(self, error: Exception, feed: Feed, position: int) -> Feed | None:
+        """What goes on from there; None: nothing does."""
+        if not callable(self._on_error):
+            return fallback_of(feed)
+        if isinstance(feed, _Takeover) and feed.begin == position:
+            return None  # it has been asked, and what it gave failed at once
+        return _Takeover(feed, position, self._on_error, error, self._on_error(error, position))
 
 
 class _Takeover(Feed):
@@ -360,6 +384,7 @@ class Line:
         started = time.monotonic()
         attempt = 0
         while True:
+            began = time.monotonic()
             try:
                 if self._pending is not None:
                     error, self._pending = self._pending, None
@@ -373,7 +398,8 @@ class Line:
             except Exception as error:  # noqa: BLE001 - raised by `after` unless it passes
                 self.close()
                 attempt += 1
-                self._recovery.after(error, self._feed, self.position, attempt, started)
+                took = time.monotonic() - began
+                self._recovery.after(error, self._feed, self.position, attempt, started, took)
             except BaseException:
                 self.close()  # nobody knows how far it came
                 raise

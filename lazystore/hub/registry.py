@@ -7,19 +7,18 @@ To add one is to add a row, here or with :func:`register_dataset`. What is made 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from lazystore.errors import ConfigError
+from lazystore.hub.near import near
 
 __all__ = [
     "MODALITIES",
     "DatasetSpec",
     "choose",
     "find_dataset",
-    "near",
     "register_dataset",
     "registered_datasets",
     "unregister_dataset",
@@ -299,7 +298,7 @@ def choose(dataset_name: str | Sequence[str] = "auto", task_type: str | None = N
         return _of_task(task_type)
     if isinstance(dataset_name, str):
         return (find_dataset(dataset_name),)
-    if not isinstance(dataset_name, Iterable):
+    if not isinstance(dataset_name, Iterable) or isinstance(dataset_name, (Set, Mapping)):
         raise ConfigError(f"dataset_name={dataset_name!r} must be 'auto', 'all', a name, or a list of names")
     names = list(dataset_name)
     if not names:
@@ -326,12 +325,3 @@ def _check_task(task: Any) -> None:
         raise ConfigError(
             f"task_type={task!r} is no task of a registered dataset{near(task, tasks)}; tasks are {', '.join(tasks)}"
         )
-
-
-def near(name: Any, known: Iterable[str]) -> str:
-    """``; did you mean ...``, if anything is like it."""
-    if not isinstance(name, str):
-        return ""
-    lowered = {other.lower(): other for other in known}
-    near = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)
-    return f": did you mean {' or '.join(repr(lowered[other]) for other in near)}?" if near else ""

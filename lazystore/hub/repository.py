@@ -7,6 +7,7 @@ is asked with the standard library alone, so that nothing need be imported that 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -39,6 +40,8 @@ ATTEMPTS = 8
 BRIEF_ATTEMPTS = 4
 #: An answer about a repository of 50,000 files has some 20 MB.
 MAX_ANSWER = 256 << 20
+#: Bytes of an answer that are taken at once.
+PIECE = 64 << 10
 #: The hub's list of files may be cut at about so many (huggingface_hub asks for it page by page then).
 MAX_FILES = 50_000
 MAX_REDIRECTS = 5
@@ -82,9 +85,10 @@ def hub_token(token: str | bool | None) -> str | None:
 
     Raises:
         HubAccessError: there must be one, and there is none.
+        ConfigError: no request could carry it. It is not shown.
     """
     if isinstance(token, str):
-        return token
+        return _clean(token)
     if token is False or (token is None and _is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN")):
         return None
     found = (os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or "").strip()
@@ -98,7 +102,15 @@ def hub_token(token: str | bool | None) -> str | None:
             found = get_token() or ""
     if not found and token is True:
         raise HubAccessError("token=True, but there is none: set HF_TOKEN, or log in with: hf auth login")
-    return found or None
+    return _clean(found)
+
+
+def _clean(token: str) -> str | None:
+    """Without what files and shells leave around it."""
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise ConfigError("the token has characters that no token has: give it as the hub shows it, like 'hf_...'")
+    return token or None
 
 
 def _token_path() -> Path:
@@ -111,9 +123,7 @@ def _token_path() -> Path:
 
 def hub_headers(token: str | None) -> dict[str, str]:
     """Headers of requests to the hub."""
-    from lazystore import __version__
-
-    headers = {"User-Agent": f"lazystore/{__version__}"}
+    headers = {"User-Agent": "lazystore"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
     return headers
@@ -200,7 +210,7 @@ def _ask(url: str, name: str, revision: str | None, headers: Mapping[str, str], 
         attempt += 1
         left = began + timeout - time.monotonic()
         try:
-            status, answered, body = _get(url, headers, max(0.001, min(left, PATIENCE_S)))
+            status, answered, body = _get(url, headers, max(0.001, min(left, PATIENCE_S)), began + timeout)
         except OSError as error:
             cause: Exception = error
             nobody = not isinstance(error, (TimeoutError, ConnectionError)) or isinstance(error, ConnectionRefusedError)
@@ -208,12 +218,12 @@ def _ask(url: str, name: str, revision: str | None, headers: Mapping[str, str], 
         else:
             if status == 200:
                 return body
-            cause = _refusal(status, answered, body, name, revision, "Authorization" in headers)
+            cause = _refusal(status, answered, name, revision, "Authorization" in headers)
             if not (status in (408, 429) or status >= 500):
                 raise cause
             wait = retries.delay(attempt, TimeoutError(), left)
             asked = answered.get("retry-after", "")
-            if wait is not None and asked.isdigit():
+            if wait is not None and asked.isascii() and asked.isdigit():
                 wait = float(asked) if float(asked) < left else None
         if wait is None:
             elapsed = time.monotonic() - began
@@ -226,9 +236,7 @@ def _ask(url: str, name: str, revision: str | None, headers: Mapping[str, str], 
         time.sleep(wait)
 
 
-def _refusal(
-    status: int, headers: Mapping[str, str], body: bytes, name: str, revision: str | None, token: bool
-) -> LazyStoreError:
+def _refusal(status: int, headers: Mapping[str, str], name: str, revision: str | None, token: bool) -> LazyStoreError:
     """What an answer without the description means."""
     code = headers.get("x-error-code", "")
     detail = headers.get("x-error-message", "") or f"HTTP {status}"
@@ -244,11 +252,17 @@ def _refusal(
     return FetchError(f"the hub answers {detail}" if detail.startswith("HTTP") else f"HTTP {status}: {detail}")
 
 
-def _get(url: str, headers: Mapping[str, str], timeout: float) -> tuple[int, dict[str, str], bytes]:
+def _get(
+    url: str, headers: Mapping[str, str], timeout: float, until: float = math.inf
+) -> tuple[int, dict[str, str], bytes]:
     """Status, headers with lower-case names, and body; redirects followed, the token shown to their origin only.
+
+    Parameters:
+        timeout: seconds without a byte; until: when all of it must be there (monotonic).
 
     Raises:
         OSError: no answer.
+        FetchError: it leads to something that is no address of the web.
     """
     from http.client import HTTPException
     from urllib.error import HTTPError, URLError
@@ -261,6 +275,8 @@ def _get(url: str, headers: Mapping[str, str], timeout: float) -> tuple[int, dic
     opener = build_opener(Stay)
     shown = dict(headers)
     for _ in range(MAX_REDIRECTS):
+        if urlsplit(url).scheme not in ("http", "https"):  # urllib would open local files, too
+            raise FetchError(f"{url} is no address of the web; check HF_ENDPOINT ({hub_endpoint()})")
         answer: HTTPResponse | HTTPError
         try:
             answer = opener.open(Request(url, headers=shown), timeout=timeout)
@@ -280,13 +296,32 @@ def _get(url: str, headers: Mapping[str, str], timeout: float) -> tuple[int, dic
                 url = further
                 continue
             try:
-                if int(told.get("content-length") or 0) > MAX_ANSWER:
-                    raise ConnectionError(f"the hub answers with {told['content-length']} bytes")
-                body = answer.read()  # of a length given would not notice that the answer is cut
-            except HTTPException as error:
+                body = _body(answer, told.get("content-length"), until)
+            except (HTTPException, ValueError) as error:
                 raise ConnectionError(f"the hub's answer is cut: {error!r}") from error
             return status, told, body
     raise ConnectionError(f"more than {MAX_REDIRECTS} redirects, the last one to {urlsplit(url).netloc}")
+
+
+def _body(answer: Any, declared: str | None, until: float) -> bytes:
+    """All of an answer, piece by piece: no more than is bearable, and no later.
+
+    Raises:
+        OSError: it is too long, too late, or cut.
+    """
+    length = None if declared is None else int(declared)
+    pieces: list[bytes] = []
+    got = 0
+    while piece := answer.read1(PIECE):
+        pieces.append(piece)
+        got += len(piece)
+        if got > MAX_ANSWER:
+            raise ConnectionError(f"the hub answers with more than {MAX_ANSWER} bytes")
+        if time.monotonic() > until:
+            raise TimeoutError(f"the hub's answer has come to {got} bytes in all the time there was")
+    if length is not None and got < length:
+        raise ConnectionError(f"the hub's answer is cut: {got} of {length} bytes")
+    return b"".join(pieces)
 
 
 def _is_true(variable: str) -> bool:

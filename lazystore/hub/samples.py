@@ -6,13 +6,13 @@ and recordings, and the datasets themselves are in ``tokenizing``, ``media`` and
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lazystore.errors import ConfigError, FormatError, LazyStoreError, MissingExtraError, SampleError
 from lazystore.hub.media import decode_audio, decode_image
+from lazystore.hub.near import near
 
 if TYPE_CHECKING:
     from lazystore.hub.registry import DatasetSpec
@@ -88,14 +88,14 @@ def check_spec(spec: DatasetSpec) -> None:
     known = PROCESSORS.get(processor)
     if known is None:
         raise ConfigError(
-            f"dataset {spec.name!r}: no processor is called {processor!r}{_near(processor, PROCESSORS)};"
+            f"dataset {spec.name!r}: no processor is called {processor!r}{near(processor, PROCESSORS)};"
             f" known are {', '.join(PROCESSORS)}, or give a function"
         )
     missing = [role for role in known.needs if spec.columns and role not in spec.columns]
     if missing:
         raise ConfigError(
             f"dataset {spec.name!r}: the processor {processor!r} needs a column for {', '.join(missing)};"
-            f" columns= names {', '.join(spec.columns)}{_near(missing[0], spec.columns)}"
+            f" columns= names {', '.join(spec.columns)}{near(missing[0], spec.columns)}"
         )
 
 
@@ -172,7 +172,7 @@ class Fields:
         if any(column in self._row for column in columns):
             raise SampleError(f"the column {named} ({role}) is null here")
         raise SampleError(
-            f"there is no column {named} ({role}){_near(columns[0], there)}; the columns are"
+            f"there is no column {named} ({role}){near(columns[0], there)}; the columns are"
             f" {', '.join(there) or 'none'}; columns={{{role!r}: ...}} in the spec names another"
         )
 
@@ -227,16 +227,11 @@ def _label(value: Any, names: tuple[str, ...]) -> Any:
         return int(value)
     if isinstance(value, str) and names:
         if value not in names:
-            raise SampleError(f"no class is called {value!r}{_near(value, names)}; classes are {', '.join(names)}")
+            raise SampleError(f"no class is called {value!r}{near(value, names)}; classes are {', '.join(names)}")
         return names.index(value)
     if isinstance(value, int) and names and not 0 <= value < len(names):
         raise SampleError(f"label {value} is none of the {len(names)} classes {', '.join(names)}")
     return value
-
-
-def _near(name: Any, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 # -- processors -----------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from typing import Any
 
 from lazystore.errors import ConfigError
 from lazystore.hub.interleave import shares
-from lazystore.hub.registry import DatasetSpec, near
+from lazystore.hub.near import near
+from lazystore.hub.registry import DatasetSpec
 from lazystore.hub.samples import check_spec
 
 __all__ = ["sources_of", "weights_of"]

@@ -56,21 +56,24 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
             the source gave.
         config, split, columns, revision, token, via, streaming: of hub names; see
             :func:`lazystore.hub.sources.feed_of`.
-        timeout: seconds for one read with all its retries, and for a wait that sees nothing come.
+        timeout: seconds for one read with all its retries, and for a wait that sees nothing come; what takes over by
+            ``on_error`` may take longer.
         retries: of a read that fails with what may pass (connections, timeouts, overload), before it has failed.
 
     What keeps its samples by itself (``StreamingDataset``, ``LazyStore``, ``Dataset``, sequences, hub names that are
     read directly) is handed through: no cache, no thread. Everything else is read in batches, each once for all who
-    want it. Samples handed out are the caller's to change: dicts, lists, arrays, tensors and images are copies.
+    want it, and samples of it are the caller's to change: dicts, lists, arrays, tensors and images are copies. Of what
+    is handed through they are what the source gives: those of a list are the list's own.
 
     Raises:
         ConfigError: an argument that cannot work; what opening the source raises.
 
     Threads: any. One pass may be shared by threads: each sample goes to one; every ``iter()`` is a pass of its own with
     all samples. Fork: a child begins with nothing open, and a pass it finds goes on where it was. Spawn, pickling: by
-    source and arguments, epoch and loaded state. Torch: an ``IterableDataset`` whose workers and ranks share the
-    samples, or map-style with a sampler. Interpreter exit: threads end, at most seconds are waited for them. Memory:
-    ``memory``, one batch being read, and the samples handed out; samples are weighed, not measured.
+    source and arguments (of a hub name, the commit too), epoch and loaded state. Torch: an ``IterableDataset`` whose
+    workers and ranks share the samples, or map-style with a sampler. Interpreter exit: threads end, at most seconds are
+    waited for them. Memory: ``memory``, one batch being read, and the samples handed out; samples are weighed, not
+    measured.
     """
 
     def __init__(
@@ -130,8 +133,10 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
     def _here(self) -> None:
         """In a forked child: begin with nothing open."""
         if self._pid != os.getpid():
-            _inherited.append((self._readers, self._retired, self._stop))
-            self._begin()
+            with self._lock:
+                if self._pid != os.getpid():
+                    _inherited.append((self._readers, self._retired, self._stop))
+                    self._begin()
         if self._closed:
             raise ClosedError(f"{self._feed.name}: this wrapper is closed; make a new one")
 
@@ -165,19 +170,24 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
 
         return Recovery(feed, retries=retries, timeout=self._timeout, on_error=self._on_error, pause=pause)
 
-    def _part(self) -> tuple[int, int]:
-        """This process among all that share the samples: its number, and how many."""
+    def part(self) -> tuple[int, int]:
+        """This process among all that share the samples, ranks and workers of each: its number, and how many."""
         rank, world = self._feed.ranks()
         number, workers = worker()
         workers = max(1, workers)
         return rank * workers + number, world * workers
+
+    def part_read(self) -> tuple[int, int]:
+        """The same of what it reads, not of what it hands out: (0, 1) where no part can be read without the others."""
+        part = self.part()
+        return (0, 1) if self._reader(part).whole else part
 
     def __iter__(self) -> Pass:
         """A pass over this reader's part of the samples: all of them, but for ranks and DataLoader workers.
 
         It begins at a loaded state's position until a pass has come to its end, or another epoch is set.
         """
-        part = self._part()
+        part = self.part()
         reader = self._reader(part)
         with self._lock:
             entry = self._present()
@@ -208,8 +218,10 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
 
     def _adopt(self, course: Course) -> None:
         """A pass of the parent goes on in this child."""
-        reader = self._reader(self._part())
-        course.after_fork(reader.supply(course.progress.stop))
+        reader = self._reader(self.part())
+        with self._lock:
+            if course.foreign:  # of threads that share it the first one does it
+                course.after_fork(reader.supply(course.progress.stop))
 
     # -- epochs and states --------------------------------------------------------------
 
@@ -290,10 +302,20 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
             self._change_epoch(epoch)
             self._entry, self._latest = entry, None
 
+    @property
+    def commit(self) -> dict[str, Any]:
+        """``revision=`` of the commit that a hub name is read at; empty for other sources.
+
+        Copies are to read the same samples, whatever is pushed meanwhile.
+        """
+        origin = getattr(self._feed, "origin", None)
+        return {} if origin is None or not origin.hub.revision else {"revision": origin.hub.revision}
+
     def __reduce__(self) -> tuple[Any, ...]:
+        source, arguments = self._recipe
         with self._lock:
             entry = self._present()
-            return _rebuild, (type(self), *self._recipe, self.epoch, entry)
+            return _rebuild, (type(self), source, {**arguments, **self.commit}, self.epoch, entry)
 
     # -- what it is doing ---------------------------------------------------------------
 
@@ -328,8 +350,11 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
             if self._closed:
                 return
             self._closed = True
-        for each in list(self._passes):
-            each.end(f"{self._feed.name}: its wrapper is closed")
+        self._stop.set()  # nobody waits for another try
+        why, passes = f"{self._feed.name}: its wrapper is closed", list(self._passes)
+        for wait in (False, True):
+            for each in passes:
+                each.end(why, wait=wait)
         _shut(self._stop, self._readers, self._retired, self._feed, self._pid)
 
     def __enter__(self) -> Self:

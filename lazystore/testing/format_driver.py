@@ -14,7 +14,7 @@ from typing import Any
 
 from lazystore.fetch.source import Read, Source
 from lazystore.formats.driving import answers
-from lazystore.formats.format import Image, Images, Opened, Size, Wait, Want
+from lazystore.formats.format import Ahead, Arrival, Image, Images, Opened, Pause, Size, Wait, Want
 
 __all__ = ["chunk_bytes", "interleaved", "made_blocks", "split_items"]
 
@@ -105,6 +105,7 @@ def _steps(images: Images, source: Source, run: int, first: int, steps: int) -> 
     """The steps of a run, wants answered."""
     making = images.open(run, first)
     answer: Any = None
+    ahead: Any = None
     try:
         while steps:
             steps -= 1
@@ -112,7 +113,15 @@ def _steps(images: Images, source: Source, run: int, first: int, steps: int) -> 
                 step = making.send(answer)
             except StopIteration:
                 return
-            answer = None if isinstance(step, (Image, Wait)) else _answers(source, step, run, images.scratch(run))
+            if isinstance(step, Ahead):
+                assert ahead is None, f"run {run} sends ahead twice"
+                ahead, answer = _answers(source, step.wants, run, images.scratch(run)), True
+            elif isinstance(step, Arrival):
+                assert ahead is not None, f"run {run} waits for what it never sent for"
+                ahead, answer = None, ahead
+            else:
+                quiet = isinstance(step, (Image, Wait, Pause))
+                answer = None if quiet else _answers(source, step, run, images.scratch(run))
             yield step
     finally:
         try:
@@ -122,7 +131,7 @@ def _steps(images: Images, source: Source, run: int, first: int, steps: int) -> 
 
 
 def _answers(source: Source, step: Any, run: int, scratch: int) -> list[Any]:
-    assert isinstance(step, list) and step, f"run {run} yielded {step!r}: no wants, no Wait, no Image"
+    assert isinstance(step, list) and step, f"run {run} yielded {step!r}: no wants and no other step"
     wanted = 0
     for want in step:
         assert isinstance(want, (Want, Size)), f"run {run} wants {want!r}: neither a Want nor a Size"

@@ -20,13 +20,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from lazystore.config import parse_bytes
 from lazystore.errors import ConfigError, LazyStoreError, MissingExtraError
 from lazystore.testing.faults import Faults
 from lazystore.testing.hub_repos import MAIN, commit_of, store_file
-from lazystore.testing.server_process import ServerProcess
+from lazystore.testing.server_process import UNSET, ServerProcess, Unset
 
 __all__ = ["LocalHub", "main"]
 
@@ -39,13 +39,6 @@ LFS_ENDINGS = (
     ".arrow", ".bin", ".bz2", ".flac", ".gz", ".jpeg", ".jpg", ".mp3", ".npy", ".npz", ".ogg", ".parquet",
     ".png", ".tar", ".wav", ".webp", ".zip", ".zst",
 )  # fmt: skip
-
-
-class _Unset:
-    """Tells "leave it as it is" from None, which lifts a limit."""
-
-
-_UNSET: Final = _Unset()
 
 
 class LocalHub(ServerProcess):
@@ -206,9 +199,9 @@ class LocalHub(ServerProcess):
     def set(
         self,
         *,
-        latency_ms: float | _Unset = _UNSET,
-        bandwidth: int | str | _Unset | None = _UNSET,
-        faults: Faults | _Unset | None = _UNSET,
+        latency_ms: float | Unset = UNSET,
+        bandwidth: int | str | Unset | None = UNSET,
+        faults: Faults | Unset | None = UNSET,
         down: bool = False,
         fail_after_requests: int | None = None,
         fail_after_bytes: int | None = None,
@@ -235,11 +228,11 @@ class LocalHub(ServerProcess):
             if value is not None and value < 0:
                 raise ConfigError(f"{name}={value} must not be negative")
         changes: dict[str, Any] = {}
-        if not isinstance(latency_ms, _Unset):
+        if not isinstance(latency_ms, Unset):
             changes["latency_ms"] = latency_ms
-        if not isinstance(bandwidth, _Unset):
+        if not isinstance(bandwidth, Unset):
             changes["bandwidth"] = None if bandwidth is None else parse_bytes(bandwidth, name="bandwidth")
-        if not isinstance(faults, _Unset):
+        if not isinstance(faults, Unset):
             changes["faults"] = None if faults is None else faults.to_dict()
         if changes:
             self._ask("POST", "configure", changes)

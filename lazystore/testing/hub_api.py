@@ -288,13 +288,13 @@ class HubService(Service):
         if verb == "revision" and not path:
             return json_answer(request, repo.describe(commit, blobs=_is_true(query.get("blobs", ""))))
         if verb == "tree":
-            return self._tree(request, repo, commit, path, query)
+            return self._tree(request, commit, path, query)
         if verb == "paths-info" and request.method == "POST":
             wanted, expand = paths_asked(request)
             return json_answer(request, commit.paths(wanted, expand=expand))
         raise Refusal(404, "", "Sorry, this hub does not know that page")
 
-    def _tree(self, request: Request, repo: Repo, commit: Commit, path: str, query: Mapping[str, str]) -> Answer:
+    def _tree(self, request: Request, commit: Commit, path: str, query: Mapping[str, str]) -> Answer:
         expand = _is_true(query.get("expand", ""))
         entries = commit.tree(path, recursive=_is_true(query.get("recursive", "")), expand=expand)
         if entries is None:

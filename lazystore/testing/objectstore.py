@@ -17,25 +17,18 @@ import os
 import sys
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from lazystore.config import parse_bytes
 from lazystore.errors import ConfigError, DatasetNotFoundError, LazyStoreError
 from lazystore.testing.faults import Faults
-from lazystore.testing.server_process import ServerProcess
+from lazystore.testing.server_process import UNSET, ServerProcess, Unset
 
 __all__ = ["ObjectStore", "main"]
 
 DEFAULT_LOG = 4096
 
 Root = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
-
-
-class _Unset:
-    """Tells "leave it as it is" from None, which lifts a limit."""
-
-
-_UNSET: Final = _Unset()
 
 
 class ObjectStore(ServerProcess):
@@ -136,10 +129,10 @@ class ObjectStore(ServerProcess):
     def configure(
         self,
         *,
-        latency_ms: float | _Unset = _UNSET,
-        jitter: float | _Unset = _UNSET,
-        bandwidth: int | str | _Unset | None = _UNSET,
-        faults: Faults | _Unset | None = _UNSET,
+        latency_ms: float | Unset = UNSET,
+        jitter: float | Unset = UNSET,
+        bandwidth: int | str | Unset | None = UNSET,
+        faults: Faults | Unset | None = UNSET,
     ) -> None:
         """Change what is given, from the next request on; the rest stays as it is.
 
@@ -149,13 +142,13 @@ class ObjectStore(ServerProcess):
             ConfigError: a value that cannot work.
         """
         changes: dict[str, Any] = {}
-        if not isinstance(latency_ms, _Unset):
+        if not isinstance(latency_ms, Unset):
             changes["latency_ms"] = latency_ms
-        if not isinstance(jitter, _Unset):
+        if not isinstance(jitter, Unset):
             changes["jitter"] = jitter
-        if not isinstance(bandwidth, _Unset):
+        if not isinstance(bandwidth, Unset):
             changes["bandwidth"] = None if bandwidth is None else parse_bytes(bandwidth, name="bandwidth")
-        if not isinstance(faults, _Unset):
+        if not isinstance(faults, Unset):
             changes["faults"] = None if faults is None else faults.to_dict()
         self._control(self.url, "POST", "configure", changes)
 

@@ -17,11 +17,11 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from lazystore.errors import ClosedError, ConfigError, LazyStoreError
 
-__all__ = ["ServerProcess"]
+__all__ = ["UNSET", "ServerProcess", "Unset"]
 
 CONTROL_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
@@ -35,6 +35,13 @@ after = [i for i, path in enumerate(sys.path) if path.endswith(("site-packages",
 sys.path.insert(after[0] if after else len(sys.path), home)
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
+
+
+class Unset:
+    """Tells "leave it as it is" from None, which lifts a limit."""
+
+
+UNSET: Final = Unset()
 
 
 class ServerProcess:

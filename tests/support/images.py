@@ -7,14 +7,16 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 from lazystore.fetch.source import Read, Source
-from lazystore.formats.format import Image, Images, Opened, Wait, Want
+from lazystore.formats.format import Ahead, Arrival, Image, Images, Opened, Pause, Wait, Want
 
 
 def images_from(images: Images, source: Source, block: int) -> Iterator[Image]:
-    """Images of ``block`` and those after it in its run."""
+    """Images of ``block`` and those after it in its run; every second request to send ahead is refused."""
     run = bisect_right(images.runs, block) - 1
     steps = images.open(run, block)
     answer = None
+    ahead: list[Want] = []
+    refused = False
     try:
         while True:
             try:
@@ -24,7 +26,14 @@ def images_from(images: Images, source: Source, block: int) -> Iterator[Image]:
             answer = None
             if isinstance(step, Image):
                 yield step
-            elif not isinstance(step, Wait):
+            elif isinstance(step, Ahead):
+                assert not ahead and step.wants
+                ahead, refused = ([] if refused else step.wants), not refused
+                answer = bool(ahead)
+            elif isinstance(step, Arrival):
+                assert ahead
+                answer, ahead = _answers(source, ahead), []
+            elif not isinstance(step, (Wait, Pause)):
                 answer = _answers(source, step)
     finally:
         steps.close()

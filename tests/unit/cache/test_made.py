@@ -15,6 +15,7 @@ from support.sources import DiarySource, Postman
 
 from lazystore._core.frames import FrameStore
 from lazystore._core.scan import ItemIterator
+from lazystore.cache.flight import Deadline
 from lazystore.cache.memory import ChunkMemory
 from lazystore.errors import BudgetTooSmallError, FetchError, FormatError
 from lazystore.formats.format import Image
@@ -94,6 +95,35 @@ def test_a_scan_far_away_sends_for_what_comes_next_before_it_is_asked_for() -> N
         got = [next(scan) for _ in range(200)]
         assert max(block for _, _, block in made.opens()) > 5
     assert got == [riddles.item(i) for i in range(200)]
+
+
+def test_the_next_runs_are_sent_for_however_many_blocks_the_present_one_has() -> None:
+    made = Made((50, 50, 50), run=50, budget=1 << 18, room=1 << 20)
+    scan = made.scan()
+    got = [next(scan) for _ in range(40 * 4)]
+    assert [entry[1:] for entry in made.opens()] == [(0, 0), (1, 50), (2, 100)]
+    assert got == [riddles.item(i) for i in range(40 * 4)]
+
+
+def test_of_an_order_that_was_told_the_next_runs_are_sent_for_too() -> None:
+    made = Made((60,), run=4, room=1 << 18)
+    order = random.Random(2).sample(range(60), 60)
+    made.memory.expect(order)
+    opener: Any = made.memory.opener
+    most = 0
+    for block in order[:20]:
+        for fill in opener.fill(block, 0, True, Deadline(20.0)):
+            fill.release()
+        most = max(most, len(opener._open))
+    assert most >= 4
+    assert sum(making.scratch for making in opener._open.values()) <= 1 << 18
+
+
+def test_how_many_runs_are_begun_ahead_is_bounded_however_long_a_scan_is() -> None:
+    made = Made((200,), budget=1 << 18, room=1 << 26)
+    opener: Any = made.memory.opener
+    assert sum(1 for _ in made.scan()) == made.total
+    assert opener._depth <= 64
 
 
 def test_runs_that_are_open_never_exceed_the_reservation() -> None:

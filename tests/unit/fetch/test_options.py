@@ -11,7 +11,7 @@ import pytest
 
 from lazystore.errors import ConfigError, DatasetNotFoundError
 from lazystore.fetch import open_source
-from lazystore.fetch.options import check_extra, fsspec_options, is_local, local_path, protocol_of, redact
+from lazystore.fetch.options import check_extra, fsspec_options, is_local, local_path, protocol_of, redact, redacted
 from lazystore.fetch.remote import RemoteSource
 
 
@@ -244,3 +244,20 @@ def test_a_missing_local_folder_is_not_looked_for_elsewhere(tmp_path: Path) -> N
     with pytest.raises(DatasetNotFoundError):
         source.read_all("index.json", limit=10, timeout=10)
     source.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "504 Server Error for url: https://cdn.test/repos/a?X-Amz-Signature=secret&Expires=1 (again)",
+            "504 Server Error for url: https://cdn.test/repos/a (again)",
+        ),
+        ("Pool(host='a'): url: /b?Signature=secret (again)", "Pool(host='a'): url: /b (again)"),
+        ("'http://me:secret@host/a' is refused", "'http://host/a' is refused"),
+        ("is it? yes = no", "is it? yes = no"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_texts_of_others_lose_the_secrets_of_their_urls(text: str, shown: str) -> None:
+    assert redacted(text) == shown

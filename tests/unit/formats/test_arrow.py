@@ -29,12 +29,12 @@ from lazystore.errors import (
     MissingExtraError,
     UnsupportedError,
 )
-from lazystore.formats.format import Format, Image, Opened, Options, Place
+from lazystore.formats.format import Ahead, Arrival, Format, Image, Opened, Options, Place
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from lazystore.formats import arrow_images  # noqa: E402
+from lazystore.formats import arrow_images, parquet_images  # noqa: E402
 from lazystore.formats.arrow import ArrowFormat, ParquetFormat  # noqa: E402
 
 BUDGET = 64 << 20
@@ -219,6 +219,83 @@ def test_only_the_wanted_column_chunks_are_fetched_and_each_byte_once() -> None:
     assert [row["id"] for row in rows_of(opened)] == list(range(20_000))
     assert source.nbytes() - at_opening < 300_000 < len(stored) // 10
     assert max(source.asked().values()) <= 2  # the footer, which small files' tails hold already
+
+
+def test_footers_that_are_kept_are_not_fetched_again_and_their_bytes_are_accounted_for() -> None:
+    files = {name: parquet(table(8_000, seed, size=200)) for seed, name in enumerate("abc")}
+    assert min(map(len, files.values())) > parquet_images.TAIL_BYTES
+    opened = open_files(ParquetFormat, files, budget=8 << 20)
+    source = opened.source
+    assert isinstance(source, DiarySource)
+    begun = len(source.waves)
+    assert len(rows_of(opened)) == 24_000
+    ends = {(name, end) for wave in source.waves[begun:] for name, _, end in wave}
+    assert not any(end > len(files[name]) - 8 for name, end in ends)
+    footers = sum(int.from_bytes(stored[-8:-4], "little") for stored in files.values())
+    assert opened.reserved >= footers
+
+
+def test_footers_that_there_is_no_room_for_are_fetched_again() -> None:
+    kept = parquet_images.KeptFooters(10)
+    assert kept.keep(memoryview(bytes(11))) is None and kept.keep(memoryview(b"12345678")) == b"12345678"
+    assert kept.keep(memoryview(b"123")) is None and kept.taken == 8
+    files = {"a": parquet(table(8_000, size=200))}
+    opened = open_files(ParquetFormat, files, budget=1 << 16)
+    assert opened.reserved == 0
+    assert len(rows_of(opened)) == 8_000
+
+
+def test_of_a_row_group_in_pieces_the_next_one_is_sent_for_while_one_is_decoded() -> None:
+    chance = random.Random(5)
+    text = [chance.randbytes(200).hex() for _ in range(60_000)]
+    stored = parquet(
+        pa.table({"id": range(60_000), "text": text}),
+        row_group_size=60_000, data_page_size=100_000, compression="none", use_dictionary=False,
+    )  # fmt: skip
+    opened = open_files(ParquetFormat, {"part": stored})
+    images = opened.images
+    assert images is not None
+    steps = images.open(0, 0)
+    waited = went_along = 0
+    answer, ahead = None, []
+    most = 0
+
+    def bytes_of(wants: list[Any]) -> list[memoryview]:
+        return [memoryview(stored)[want.begin : want.begin + want.nbytes] for want in wants]
+
+    while True:
+        try:
+            step = steps.send(answer)
+        except StopIteration:
+            break
+        most = max(most, images.scratch(0))
+        answer = None
+        if isinstance(step, Ahead):
+            ahead, answer = step.wants, True
+        elif isinstance(step, Arrival):
+            went_along += 1
+            answer = bytes_of(ahead)
+        elif isinstance(step, list):
+            waited += 1
+            answer = bytes_of(step)
+    assert waited <= 2 and went_along >= 2
+    assert most <= 2 * images.scratch(0)
+    assert images.scratch(0) < len(stored)
+
+
+def test_rows_are_decoded_in_memory_that_is_given_back_when_it_is_freed() -> None:
+    opened = open_files(ParquetFormat, {"a": parquet(table(20_000, size=300))})
+    images = opened.images
+    assert images is not None
+    pools = pa.default_memory_pool(), pa.system_memory_pool()
+    before = [pool.bytes_allocated() for pool in pools]
+    made = images_from(images, opened.source, 0)
+    next(made)
+    grown = [pool.bytes_allocated() - then for pool, then in zip(pools, before, strict=True)]
+    made.close()
+    # What is inflated page by page stays in the default one.
+    assert grown[1] >= 2 * opened.hints[0]
+    assert pools[0].backend_name == "system" or grown[0] < grown[1], grown
 
 
 def test_a_large_row_group_is_held_in_pieces() -> None:

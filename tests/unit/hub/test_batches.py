@@ -296,3 +296,49 @@ def test_bytes_are_those_of_the_samples() -> None:
     batches = make(PlannedFeed(64, make=lambda at: {"id": at, "text": f"a text that is number {at}"}), cache_size=800)
     samples = walk(batches)
     assert abs(batches.nbytes - weigh(samples)) <= 0.2 * weigh(samples)
+
+
+class _Watched(PlannedFeed):
+    """Notes how many threads are inside a reading at once; from sample 1 on they stay until told to go on."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, make=self._make)
+        self.go_on = threading.Event()
+        self.inside = self.most = 0
+
+    def _make(self, at: int) -> dict[str, int]:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        assert not at or self.go_on.wait(60)
+        self.inside -= 1
+        return {"id": at}
+
+
+def test_a_line_that_is_sent_on_takes_its_unfinished_batch_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = _Watched(300)
+    batches = make(feed, cache_size=800)
+    assert batches.part(0, None) is not None  # of an unknown weight only one is read: the batch is unfinished
+    move, sent, may_move = Batches._move, threading.Event(), threading.Event()
+
+    def slow(self: Batches, *arguments: Any) -> bool:
+        sent.set()
+        assert may_move.wait(60)
+        return move(self, *arguments)
+
+    monkeypatch.setattr(Batches, "_move", slow)
+    found: dict[str, Any] = {}
+    far = threading.Thread(target=lambda: found.update(far=batches.get(200)))
+    far.start()
+    assert sent.wait(60)
+    near = threading.Thread(target=lambda: found.update(near=batches.part(1, None, 1)))
+    near.start()
+    near.join(0.1)
+    may_move.set()
+    far.join(0.1)
+    feed.go_on.set()
+    for thread in (far, near):
+        thread.join(60)
+        assert not thread.is_alive()
+    assert feed.most == 1
+    assert found["far"] == {"id": 200} and found["near"].samples == [{"id": 1}]
+    assert feed.read == list(range(len(feed.read)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from lazystore.errors import (
     ConfigError,
     DatasetNotFoundError,
     FetchError,
+    FetchTimeoutError,
     HubAccessError,
     MissingExtraError,
     UnsupportedError,
@@ -288,3 +291,36 @@ def test_without_the_package_the_line_that_installs_it_is_told(monkeypatch: pyte
 def test_names_pickle() -> None:
     name = HubName("org/name", None, "train", ("a",), None, None, MEMORY, 60.0, 3)
     assert pickle.loads(pickle.dumps(name)) == name
+
+
+def test_a_way_that_does_not_open_is_passed_over(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(hub, "text")
+    feed = opened(name_of("text"))
+    want, by_datasets = samples(feed), HubName._by_datasets
+
+    def failing(self: HubName, way: Any, why: str) -> Feed:
+        if way in broken:
+            raise FetchError(f"{way} is down: https://host/a?Signature=secret")
+        return by_datasets(self, way, why)
+
+    monkeypatch.setattr(HubName, "_by_datasets", failing)
+    broken = {"datasets"}
+    follower = fallback_of(feed)
+    assert isinstance(follower, HFTable)
+    assert samples(follower) == want
+    broken = {"datasets", "download"}
+    with pytest.raises(FetchError, match="download is down"):
+        fallback_of(feed)
+    assert fallback_of(follower) is None
+    feed.close()
+
+
+def test_what_hangs_is_not_waited_for() -> None:
+    hub = HubName("a/b", None, "train", None, None, None, MEMORY, timeout=0.2, retries=3)
+    answered = threading.Event()
+    try:
+        with pytest.raises(FetchTimeoutError, match=r"a/b could not be opened by datasets within 0.2 s"):
+            translated(lambda: answered.wait(60), hub)
+        assert translated(lambda: time.sleep(0.4) or 5, hub, bounded=False) == 5
+    finally:
+        answered.set()

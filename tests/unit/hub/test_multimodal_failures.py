@@ -392,3 +392,19 @@ def test_an_image_that_does_not_decode_leaves_the_text_and_the_label() -> None:
     assert (sample["text"], sample["labels"], sample["modalities"]) == ("a cat", 1, ("text",))
     assert "image" not in sample
     assert "error" in sample
+
+
+@pytest.mark.parametrize("at", [0, 12, 29])
+def test_ranks_that_read_all_of_a_stream_share_what_is_made_up_too(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_dataset("shared", Failing(at), columns=COLUMNS)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parts = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        with made("shared", synthetic_size=40) as dataset:
+            parts.append(quiet(dataset))
+    real = [[sample[1] for sample in part if not sample[3]] for part in parts]
+    assert real == [[f"f{number}" for number in range(rank, at, 2)] for rank in range(2)]
+    made_up = [[sample for sample in part if sample[3]] for part in parts]
+    assert sorted(map(len, made_up)) == [20, 20]
+    assert len({sample[1] for part in made_up for sample in part}) == 40

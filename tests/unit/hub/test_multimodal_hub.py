@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from lazystore.errors import (
     SampleError,
     SyntheticDataWarning,
 )
-from lazystore.hub import registry
+from lazystore.hub import StreamingDatasetWrapper, registry
 from lazystore.hub.multimodal import MultimodalDataset
 from lazystore.hub.registry import ROWS, find_dataset, register_dataset
 from lazystore.testing import LocalHub
@@ -196,12 +197,13 @@ def test_a_split_that_is_not_there_is_a_mistake_and_nothing_is_made_up(hub: Loca
 
 @pytest.mark.parametrize(
     ("name", "path", "error"),
-    [("gated", "samples/gated", HubAccessError), ("absent", "samples/not-there", DatasetNotFoundError)],
+    [("gated", "t/gated-for-all", HubAccessError), ("absent", "samples/not-there", DatasetNotFoundError)],
 )
 def test_a_repository_that_cannot_be_read_is_an_error_or_made_up(
-    name: str, path: str, error: type[Exception], published: Callable[[str], str]
+    name: str, path: str, error: type[Exception], hub: LocalHub
 ) -> None:
-    published("gated")
+    # Of its own: what another test has read with a token, `datasets` gives from its cache without one.
+    hub.add("t/gated-for-all", hub_samples.readable(), gated=True, token=hub_samples.READER)
     register_dataset(name, path, columns={"text": "text"}, processor="text")
     with pytest.raises(error):
         made(name)
@@ -284,3 +286,23 @@ def test_where_streaming_fails_the_download_goes_on(
     with made("humaneval", fallback="local", timeout=1.0, retries=0) as dataset:
         assert [sample["text"] for sample in dataset] == whole
         assert not dataset.is_synthetic
+
+
+def test_copies_read_the_commit_that_they_were_made_at(hub: LocalHub) -> None:
+    def push(rows: range) -> None:
+        hub.add("t/pushed", {"data/train.parquet": parquet_of([{"text": f"row {i}"} for i in rows])})
+        hub.add("t/pushed-lines", {"train.jsonl": jsonl([{"text": f"row {i}"} for i in rows])})
+
+    push(range(9))
+    register_dataset("pushed", "t/pushed", columns={"text": "text"})
+    register_dataset("pushed_lines", "t/pushed-lines", columns={"text": "text"})
+    names = ["pushed", "pushed_lines"]
+    made = [StreamingDatasetWrapper("t/pushed"), StreamingDatasetWrapper("t/pushed-lines"),
+            MultimodalDataset(None, None, dataset_name=names, fallback="raise")]  # fmt: skip
+    before = [list(one) for one in made]
+    copies = [pickle.dumps(one) for one in made]
+    push(range(100, 103))
+    for want, copy, first in zip(before, copies, made, strict=True):
+        with pickle.loads(copy) as second:
+            assert list(second) == want
+        first.close()

@@ -353,3 +353,38 @@ def test_samples_are_the_callers_to_change() -> None:
 
 def test_a_wrapper_inside_a_for_statement_alone_is_read_to_the_end() -> None:
     assert Counter(ids(StreamingDatasetWrapper(lambda: numbers(3000)))) == Counter(range(3000))
+
+
+def test_two_passes_over_a_source_that_hung_go_on_when_it_gives_again() -> None:
+    gate = threading.Event()
+    feed = PlannedFeed(100, gate=gate)
+    with StreamingDatasetWrapper(feed, timeout=0.1) as wrapper:
+        passes = [iter(wrapper), iter(wrapper)]
+        for _ in range(3):
+            for found in passes:
+                with pytest.raises(LoadTimeoutError):
+                    next(found)
+        gate.set()
+        for found in passes:
+            until(lambda found=found: _came(found))  # type: ignore[misc]
+            assert ids(found) == list(range(1, 100))
+
+
+def _came(found: Any) -> bool:
+    try:
+        return bool(next(found) == {"id": 0})
+    except LoadTimeoutError:  # of the thread that waited while nothing came
+        return False
+
+
+def test_who_takes_over_may_take_longer_than_a_read() -> None:
+    def instead(error: BaseException, position: int) -> Any:
+        time.sleep(0.5)
+        return ({"id": at} for at in range(position, 50))
+
+    feed = PlannedFeed(50, failures={20: [ValueError("bad")]})
+    with StreamingDatasetWrapper(feed, timeout=0.1, on_error=instead) as wrapper:
+        passes = [iter(wrapper), iter(wrapper)]
+        assert ids(itertools.islice(passes[0], 20)) == list(range(20))
+        assert ids(passes[1]) == list(range(50))
+        assert ids(passes[0]) == list(range(20, 50))

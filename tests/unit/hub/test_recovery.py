@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import sys
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -298,3 +300,58 @@ def test_marks_of_a_long_stream_stay_spread_over_all_of_it() -> None:
         marks.add(Mark(position))
     gaps = [wanted - marks.nearest(wanted).position for wanted in range(0, 100_000, 50)]  # type: ignore[union-attr]
     assert max(gaps) <= 100_000 / MARKS * 4
+
+
+def test_signatures_of_addresses_are_in_no_message() -> None:
+    error = ConnectionError("503 for url: https://cdn.test/a?Signature=secret")
+    with pytest.raises(FetchError, match=r"cdn\.test/a") as caught:
+        rest(Line(make_recovery(PlannedFeed(9, failures={4: [error] * 9})), 0))
+    assert "secret" not in str(caught.value)
+    failing = PlannedFeed(9, failures={4: [error] * 9})
+    recovery = make_recovery(failing, on_error=lambda error, position: [])
+    rest(Line(recovery, 0))
+    assert "cdn.test/a" in recovery.fallbacks[0]["cause"] and "secret" not in recovery.fallbacks[0]["cause"]
+
+
+def test_marks_may_be_looked_up_while_they_are_added_and_forgotten() -> None:
+    marks, failed, over = Marks(), [], threading.Event()
+
+    def look() -> None:
+        try:
+            while not over.is_set():
+                found = marks.nearest(5000)
+                assert found is None or found.position <= 5000
+        except (AssertionError, IndexError) as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(30):
+            for position in range(0, 9000, 20):
+                marks.add(Mark(position))
+            marks.clear()
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert not failed
+
+
+def test_a_try_that_would_not_end_before_the_deadline_is_not_begun() -> None:
+    tries = 0
+
+    class Silent(PlannedFeed):
+        def open(self, position: int = 0, mark: Mark | None = None) -> Any:
+            nonlocal tries
+            tries += 1
+            time.sleep(0.2)
+            raise TimeoutError("silent")
+
+    with pytest.raises(FetchTimeoutError, match="1 attempts"):
+        Line(make_recovery(Silent(5), timeout=0.3), 0).take(1, 1 << 20)
+    assert tries == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,61 @@ def test_where_the_hub_is_is_looked_up_when_asked(monkeypatch: pytest.MonkeyPatc
         assert read(name).url == f"{other.endpoint}/datasets/{name}/resolve/{sha}"
 
 
+class _Answering(BaseHTTPRequestHandler):
+    """Answers as a broken or hostile endpoint does."""
+
+    def do_GET(self) -> None:
+        kind = self.path.rpartition("/")[2]
+        self.send_response(302 if kind == "moved" else 200)
+        if kind == "moved":
+            self.send_header("Location", Path(__file__).as_uri())
+        if kind == "short":
+            self.send_header("Content-Length", "1000")
+        self.end_headers()
+        try:
+            for _ in range({"endless": 1000, "dripping": 1000, "short": 1}.get(kind, 0)):
+                self.wfile.write(b"x" * (1 if kind == "dripping" else 65536 if kind == "endless" else 10))
+                time.sleep(0.01 if kind == "dripping" else 0)
+        except OSError:
+            pass  # the other side has had enough
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def strange() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answering) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_answer_without_end_is_given_up(strange: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "MAX_ANSWER", 1 << 20)
+    with pytest.raises(ConnectionError, match="more than 1048576 bytes"):
+        repository._get(f"{strange}/endless", {}, 10)
+
+
+def test_an_answer_that_drips_is_given_up_in_time(strange: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="all the time there was"):
+        repository._get(f"{strange}/dripping", {}, 10, began + 0.1)
+    assert time.monotonic() - began < 10
+
+
+def test_an_answer_that_is_cut_is_no_answer(strange: str) -> None:
+    with pytest.raises(ConnectionError, match="cut"):
+        repository._get(f"{strange}/short", {}, 10)
+
+
+def test_a_redirect_to_a_local_file_is_not_followed(strange: str) -> None:
+    with pytest.raises(FetchError, match=r"file:.* is no address of the web"):
+        repository._get(f"{strange}/moved", {}, 10)
+
+
 # -- tokens ------------------------------------------------------------------------------------
 
 
@@ -162,6 +219,15 @@ def test_tokens_come_from_the_argument_the_environment_or_a_login(
     assert (hub_token(None), hub_token(True)) == (None, "of-environment")
 
 
+def test_a_token_is_taken_without_the_blanks_around_it_and_never_shown() -> None:
+    assert hub_token(" hf_abc\n") == "hf_abc"
+    assert hub_token("") is None
+    for broken in ("hf_abc\nX-Other: 1", "hf_\xe9", "hf abc"):
+        with pytest.raises(ConfigError, match="characters that no token has") as caught:
+            hub_token(broken)
+        assert "hf_" not in str(caught.value).partition("like")[0]
+
+
 def test_a_login_is_read_by_its_own_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub
 
@@ -173,7 +239,7 @@ def test_a_login_is_read_by_its_own_package(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_headers_say_who_asks() -> None:
-    assert hub_headers(None)["User-Agent"].startswith("lazystore/")
+    assert hub_headers(None)["User-Agent"] == "lazystore"
     assert "Authorization" not in hub_headers(None)
     assert hub_headers("abc")["Authorization"] == "Bearer abc"
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 import random
+import time
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -427,3 +428,40 @@ def test_what_it_opened_is_closed_with_it() -> None:
         pass
     assert feed.closed == 1
     assert not feed.opened_now
+
+
+def test_readings_of_an_earlier_epoch_are_closed_with_its_last_pass() -> None:
+    class Shuffled(PlannedFeed):
+        def set_epoch(self, epoch: int) -> bool:
+            super().set_epoch(epoch)
+            return True
+
+    feed = Shuffled(1000)
+    with StreamingDatasetWrapper(feed, cache_size=50, prefetch=0) as wrapper:
+        passes = [iter(wrapper) for _ in range(3)]
+        for number, found in enumerate(passes):
+            for _ in range(100 * number + 1):
+                next(found)
+        passes.pop().close()
+        assert feed.opened_now
+        wrapper.set_epoch(1)
+        for found in passes:
+            found.close()
+        assert not feed.opened_now
+
+
+def test_closing_does_not_wait_for_the_next_try_of_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazystore.hub.wrapper.RETRY_S", 3600.0)
+    monkeypatch.setattr("lazystore.hub.wrapper.RETRY_CAP_S", 3600.0)
+    monkeypatch.setattr("lazystore.hub.passes.FAREWELL_S", 60.0)
+    feed = PlannedFeed(100, failures={20: [ConnectionError("down")] * 9})
+    wrapper = StreamingDatasetWrapper(feed, timeout=100_000, prefetch=50)
+    found = iter(wrapper)
+    assert ids(itertools.islice(found, 20)) == list(range(20))
+    while not wrapper.stats()["retries"]:
+        time.sleep(0.002)
+    began = time.monotonic()
+    wrapper.close()
+    assert time.monotonic() - began < 30
+    with pytest.raises(ClosedError, match="its wrapper is closed"):
+        next(found)
