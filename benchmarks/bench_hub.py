@@ -47,7 +47,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace, hub: LocalHub, repos: dict[str, Repo]) -> None:
         self.options, self.hub, self.repos = options, hub, repos
         self.out = harness.Report("Hub datasets, 20 ms and 200 MB/s", options.json)
-        control = hub._places["control"]
+        control = hub.control
         self._environment = {**hub.environment("hf-home"), "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
         self._control = {"endpoint": control}
 

@@ -32,6 +32,8 @@ PACKAGES = (
     "zstandard",
     "joblib",
     "mpire",
+    "huggingface_hub",
+    "pillow",
 )
 
 

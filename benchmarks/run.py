@@ -31,6 +31,7 @@ BENCHES = (
     "bench_cache",
     "bench_pages",
     "bench_files",
+    "bench_hub",
     "bench_imap",
     "bench_imap_memory",
     "bench_imap_faults",

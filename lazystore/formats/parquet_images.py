@@ -558,7 +558,7 @@ class _Group:
     def _start(self, pa: Any) -> Iterator[Any]:
         if self._batches is None:
             # ParquetFile is this with the default pool, which keeps what is freed.
-            from pyarrow._parquet import ParquetReader
+            from pyarrow.parquet import ParquetReader
 
             number, columns = self._open
             reader = ParquetReader(memory_pool=pa.system_memory_pool())

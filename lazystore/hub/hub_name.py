@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lazystore.config import default_memory
-from lazystore.errors import ConfigError, LazyStoreError, MissingExtraError
+from lazystore.errors import ConfigError, MissingExtraError
 from lazystore.fetch.options import redacted
 from lazystore.hub.feed import Feed, Mark, Reading
 from lazystore.hub.hub_errors import translated
@@ -218,7 +218,7 @@ def next_way(feed: Feed) -> Feed | None:
             if way == "download":
                 origin.hub.ask()
             found = origin.hub.open(way, origin.why)
-        except LazyStoreError as error:
+        except Exception as error:  # errors of pyarrow and datasets, too: the next way may do
             if way == WAYS[-1]:
                 raise
             _log.warning("%s cannot be read by way of %s either: %s", origin.hub.name, way, redacted(str(error)))

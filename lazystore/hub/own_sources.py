@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from copy import copy
 from typing import TYPE_CHECKING, Any, Self
 
 from lazystore.errors import ItemIndexError, UnsupportedError
+from lazystore.fetch.options import redact
 from lazystore.hub.feed import Feed, Mark, Reading
 from lazystore.hub.readings import IteratorReading, digest
-from lazystore.streaming.order import Topology
-from lazystore.streaming.session import Session
 
 if TYPE_CHECKING:
     from lazystore.hub.hub_name import Origin
@@ -46,7 +44,7 @@ class DatasetFeed(Feed):
     ) -> None:
         self.origin = origin
         self.dataset = dataset
-        self.name = name or str(getattr(dataset, "_recipe", ("StreamingDataset",))[0])
+        self.name = name or redact(str(getattr(dataset, "_recipe", ("StreamingDataset",))[0]))
         self._identity = identity
         self._epoch: int | None = None
         self.part = part
@@ -70,31 +68,19 @@ class DatasetFeed(Feed):
         return IteratorReading(lambda: self._twin(whole=self.origin is not None).iter_from(position), position)
 
     def _twin(self, *, whole: bool) -> StreamingDataset:
-        """The same dataset over the same memory with a session of its own: passes do not end each other's epochs.
-
-        Parameters:
-            whole: what it reads is everything, not the part of this rank and worker.
-        """
-        dataset = self.dataset
-        twin = object.__new__(type(dataset))
-        twin.__dict__.update(dataset.__dict__)
-        twin._session = _undivided(dataset._session) if whole else copy(dataset._session)
+        """The dataset at this feed's epoch, for one pass; see :meth:`StreamingDataset.apart`."""
+        twin = self.dataset.apart(whole=whole)
         if self._epoch is not None:
             twin.set_epoch(self._epoch)
         return twin
 
     def get(self, index: int) -> Any:
-        return self.dataset[index] if self._is_as_stored() else self._at(index)
+        return self.dataset[index] if self.dataset.as_stored else self._at(index)
 
     def get_many(self, indices: Sequence[int]) -> list[Any]:
-        if self._is_as_stored():
+        if self.dataset.as_stored:
             return self.dataset.__getitems__(indices)
         return [self._at(index) for index in indices]
-
-    def _is_as_stored(self) -> bool:
-        """Whether a pass over everything has the stored order, from the first item on."""
-        session = self.dataset._session
-        return session.kind == "sequential" and session._loaded is None
 
     def _at(self, index: int) -> Any:
         """A sample of a pass over everything, where that is not in the stored order."""
@@ -115,7 +101,7 @@ class DatasetFeed(Feed):
     def set_epoch(self, epoch: int) -> bool:
         changed = epoch != self.epoch
         self._epoch = epoch
-        return changed and self.dataset._session.kind != "sequential"
+        return changed and self.dataset.shuffled
 
     def share(self, index: int, count: int) -> Self | None:
         if self.origin is None:
@@ -132,21 +118,6 @@ class DatasetFeed(Feed):
     def close(self) -> None:
         if self.origin is not None and self.part is None:
             self.dataset.close()
-
-
-class _Undivided(Session):
-    """A session that reads everything, whatever rank or worker this is."""
-
-    def topology(self) -> Topology:
-        return Topology(0, 1, 0, 1, 1)
-
-
-def _undivided(session: Session) -> Session:
-    """A copy of a session that reads everything."""
-    found = object.__new__(_Undivided)
-    found.__dict__.update(session.__dict__)
-    found._rank, found._world, found._drop_last = 0, 1, False
-    return found
 
 
 class StoreFeed(Feed):

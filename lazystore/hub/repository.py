@@ -46,6 +46,7 @@ PIECE = 64 << 10
 MAX_FILES = 50_000
 MAX_REDIRECTS = 5
 TRUE = frozenset({"1", "ON", "YES", "TRUE"})
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -160,14 +161,20 @@ def read_repository(name: str, *, revision: str | None, token: str | None, timeo
     answer = _ask(f"{url}?blobs=true", name, revision, hub_headers(token), timeout)
     try:
         return _repository(json.loads(answer), name)
-    except (ValueError, KeyError, TypeError) as error:
-        raise FetchError(f"{url} answers with something that is no description of a repository: {error!r}") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise FetchError(
+            f"{url} answers with something that is no description of a repository: {error!r}; check HF_ENDPOINT"
+        ) from error
 
 
-def _repository(found: Mapping[str, Any], name: str) -> Repository:
+def _repository(found: Any, name: str) -> Repository:
+    if not isinstance(found, dict):
+        raise TypeError(f"it is a {type(found).__name__}")
     siblings = found.get("siblings") or []
     files = {str(one["rfilename"]): -1 if one.get("size") is None else int(one["size"]) for one in siblings}
     real, sha = str(found.get("id") or name), str(found["sha"])
+    if not _NAME.fullmatch(real) or not _COMMIT.fullmatch(sha):  # they become parts of addresses
+        raise ValueError(f"id {real!r}, sha {sha!r}")
     card = found.get("cardData")
     return Repository(
         real, sha, f"{hub_endpoint()}/datasets/{real}/resolve/{sha}", files, card if isinstance(card, dict) else {},
@@ -265,23 +272,24 @@ def _get(
         FetchError: it leads to something that is no address of the web.
     """
     from http.client import HTTPException
-    from urllib.error import HTTPError, URLError
-    from urllib.request import HTTPRedirectHandler, Request, build_opener
+    from urllib.error import URLError
+    from urllib.request import HTTPErrorProcessor, Request, build_opener
 
-    class Stay(HTTPRedirectHandler):
-        def redirect_request(self, *_: Any) -> None:
-            """Followed below: urllib would show the token to anybody."""
+    class Stay(HTTPErrorProcessor):
+        """Redirects are followed below: urllib would show the token to anybody."""
+
+        def http_response(self, request: Request, response: HTTPResponse) -> HTTPResponse:
+            return response
+
+        https_response = http_response
 
     opener = build_opener(Stay)
     shown = dict(headers)
     for _ in range(MAX_REDIRECTS):
         if urlsplit(url).scheme not in ("http", "https"):  # urllib would open local files, too
             raise FetchError(f"{url} is no address of the web; check HF_ENDPOINT ({hub_endpoint()})")
-        answer: HTTPResponse | HTTPError
         try:
-            answer = opener.open(Request(url, headers=shown), timeout=timeout)
-        except HTTPError as error:
-            answer = error
+            answer: HTTPResponse = opener.open(Request(url, headers=shown), timeout=timeout)
         except URLError as error:
             raise error.reason if isinstance(error.reason, OSError) else ConnectionError(str(error.reason)) from error
         except HTTPException as error:
@@ -290,7 +298,10 @@ def _get(
             told = {name.lower(): value for name, value in answer.headers.items()}
             status = int(answer.status or 0)
             if status in (301, 302, 303, 307, 308) and told.get("location"):
-                further = urljoin(url, told["location"])
+                try:
+                    further = urljoin(url, told["location"])
+                except ValueError as error:
+                    raise FetchError(f"{url} redirects to {told['location']!r}: {error}; check HF_ENDPOINT") from error
                 if urlsplit(further)[:2] != urlsplit(url)[:2]:
                     shown.pop("Authorization", None)
                 url = further

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from lazystore.streaming.opening import check_arguments
 from lazystore.streaming.session import order_kind
@@ -36,6 +36,28 @@ class Epochs:
     def epoch(self) -> int:
         """Number of the epoch that an iteration reads, from 1 on; one more once an iteration has ended."""
         return self._session.epoch
+
+    @property
+    def shuffled(self) -> bool:
+        """Whether an epoch's order is another one than the stored order."""
+        return self._session.kind != "sequential"
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether an iteration over everything has the stored order, from the first item on."""
+        return not self.shuffled and not self._session.resumed
+
+    def apart(self, *, whole: bool = False) -> Self:
+        """The same items over the same memory with an epoch and position of its own. Cost: microseconds.
+
+        Parameters:
+            whole: an iteration reads everything, not the part of this rank and worker.
+        """
+        session = self._session.apart(whole=whole)  # before the rest is copied: it may make the index
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__)
+        found._session = session
+        return found
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch, whose order the next iteration has; to the present one changes nothing."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from lazystore._core.walk import Progress
@@ -130,6 +131,19 @@ class Session:
         for name in _SETTINGS:
             setattr(self, name, settings[name])
         return self
+
+    def apart(self, *, whole: bool) -> Session:
+        """A copy that goes its own way; ``whole``: it reads everything, whatever rank or worker this is."""
+        found = copy(self)
+        if whole:
+            found.__class__ = _Whole
+            found._rank, found._world, found._drop_last = 0, 1, False
+        return found
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the epoch began in the middle, by a state."""
+        return self._loaded is not None
 
     # -- what is to be read -------------------------------------------------------------
 
@@ -254,3 +268,10 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session of epoch {self.epoch}, {self._kind}, rank {self._rank} of {self._world}>"
+
+
+class _Whole(Session):
+    """A session that is not shared with ranks and workers."""
+
+    def topology(self) -> Topology:
+        return Topology(0, 1, 0, 1, 1)

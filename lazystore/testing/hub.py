@@ -87,12 +87,17 @@ class LocalHub(ServerProcess):
         return str(self._places["cdn"])
 
     @property
+    def control(self) -> str:
+        """``http://127.0.0.1:PORT``: where ``/-/stats`` and ``/-/reset`` count what all clients ask for."""
+        return str(self._places["control"])
+
+    @property
     def _places(self) -> dict[str, str]:
         found: dict[str, str] = json.loads(self._announced())
         return found
 
     def _ask(self, method: str, verb: str, values: dict[str, Any] | None = None) -> dict[str, Any]:
-        return self._control(self._places["control"], method, verb, values)
+        return self._control(self.control, method, verb, values)
 
     def environment(self, home: str | os.PathLike[str]) -> dict[str, str]:
         """Variables under which `datasets` and `huggingface_hub` read from here and nowhere else.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lazystore.cache.foresight import FOLLOWING, Foresight
+from lazystore.cache.foresight import FOLLOWING, LOOKED_AT, Foresight
 
 
 class Memory:
@@ -54,14 +54,25 @@ def test_what_was_told_goes_before() -> None:
 
 def test_of_runs_the_first_missing_chunk_is_told() -> None:
     runs = [0, 50, 60, 61, 99, 100]
-    assert foresight().following(0, runs) == [50, 60, 61, 99]
-    assert foresight(here={50, 51, 60}).following(0, runs) == [52, 61, 99]
-    assert foresight(here={*range(61, 99)}).following(0, runs) == [50, 60, 99]
-    seen = foresight()
+    assert list(foresight().runs(0, runs)) == [(1, 50), (2, 60), (3, 61), (4, 99)]
+    assert list(foresight(here={50, 51, 60}).runs(0, runs)) == [(1, 52), (3, 61), (4, 99)]
+    assert list(foresight(here={*range(61, 99)}).runs(10, runs)) == []  # nobody came from 9
+    seen = foresight(here={*range(61, 99)})
+    seen.passed(9)
+    assert list(seen.runs(10, runs)) == [(1, 50), (2, 60), (4, 99)]
     seen.passed(98)
-    assert seen.following(99, runs) == []
+    assert list(seen.runs(99, runs)) == []
+
+
+def test_of_runs_that_were_told_each_comes_once() -> None:
+    seen = foresight(here={61})
+    seen.expect([5, 99, 62, 61, 63, 50])
+    assert list(seen.runs(5, [0, 50, 60, 61, 99, 100])) == [(4, 99), (3, 62), (1, 50)]
 
 
 @pytest.mark.parametrize("n", [3, 1000])
-def test_so_many_runs_at_most(n: int) -> None:
-    assert foresight(n).following(0, range(n + 1)) == list(range(1, min(n, FOLLOWING + 1)))
+def test_so_many_chunks_at_most(n: int) -> None:
+    assert foresight(n).following(0) == list(range(1, min(n, FOLLOWING + 1)))
+    found = list(foresight(n).runs(0, range(n + 1)))
+    assert found == [(k, k) for k in range(1, len(found) + 1)]
+    assert min(n - 1, FOLLOWING) <= len(found) <= LOOKED_AT

@@ -324,3 +324,20 @@ def test_what_hangs_is_not_waited_for() -> None:
         assert translated(lambda: time.sleep(0.4) or 5, hub, bounded=False) == 5
     finally:
         answered.set()
+
+
+def test_a_way_that_cannot_be_opened_is_passed_by_whatever_it_raises(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, "text")
+    feed = opened(name_of("text"))
+    by_datasets = HubName._by_datasets
+
+    def unable(self: HubName, way: Any, why: str) -> Feed:
+        if way == "datasets":
+            raise ValueError("no stream today")
+        return by_datasets(self, way, why)
+
+    monkeypatch.setattr(HubName, "_by_datasets", unable)
+    assert type(fallback_of(feed)) is HFTable
+    feed.close()

@@ -149,9 +149,10 @@ class _Answering(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         kind = self.path.rpartition("/")[2]
-        self.send_response(302 if kind == "moved" else 200)
-        if kind == "moved":
-            self.send_header("Location", Path(__file__).as_uri())
+        places = {"moved": Path(__file__).as_uri(), "lost": "http://[::1"}
+        self.send_response(302 if kind in places else 200)
+        if kind in places:
+            self.send_header("Location", places[kind])
         if kind == "short":
             self.send_header("Content-Length", "1000")
         self.end_headers()
@@ -197,6 +198,23 @@ def test_an_answer_that_is_cut_is_no_answer(strange: str) -> None:
 def test_a_redirect_to_a_local_file_is_not_followed(strange: str) -> None:
     with pytest.raises(FetchError, match=r"file:.* is no address of the web"):
         repository._get(f"{strange}/moved", {}, 10)
+
+
+def test_a_redirect_to_no_address(strange: str) -> None:
+    with pytest.raises(FetchError, match=r"redirects to 'http://\[::1'"):
+        repository._get(f"{strange}/lost", {}, 10)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "null", "5", '"x"', "[" * 100_000, '{"siblings": [], "sha": "../../.."}',
+     '{"siblings": [], "sha": "' + 40 * "b" + '", "id": "../.."}',
+     '{"siblings": [{"rfilename": "a", "size": 1e999}], "sha": "' + 40 * "b" + '"}'],
+)  # fmt: skip
+def test_answers_that_describe_nothing(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(repository, "_ask", lambda *_: text.encode())
+    with pytest.raises(FetchError, match="no description of a repository"):
+        read("a/b")
 
 
 # -- tokens ------------------------------------------------------------------------------------

@@ -472,3 +472,19 @@ def test_keys_are_looked_up_in_a_child_forked_in_the_middle_of_a_lookup(tmp_path
                 finally:
                     os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_copy_set_apart_has_an_epoch_of_its_own_and_may_read_the_parts_of_all_ranks(folder: Path) -> None:
+    with StreamingDataset(folder, rank=1, world_size=2, shuffle=True, seed=3) as dataset:
+        assert dataset.shuffled and not dataset.as_stored
+        alike, whole = dataset.apart(), dataset.apart(whole=True)
+        whole.set_epoch(5)
+        assert (dataset.epoch, alike.epoch, whole.epoch) == (1, 1, 5)
+        part, everything = list(alike), list(whole)
+        assert dataset.epoch == 1 and len(everything) == dataset.total > len(part)
+        assert list(dataset) == part
+    with StreamingDataset(folder) as dataset:
+        assert dataset.as_stored
+        next(iter(dataset))
+        dataset.load_state_dict(dataset.state_dict())
+        assert not dataset.as_stored
