@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from lazystore.hub.feed import Feed, Mark, Reading
 from lazystore.hub.hf_identity import nodes_of, pipeline_identity
+from lazystore.hub.hub_errors import lacking
 from lazystore.hub.readings import IteratorReading, digest
 
 if TYPE_CHECKING:
@@ -188,6 +189,8 @@ class _Pass:
             else:
                 for _, sample in nodes:
                     yield sample
+        except ImportError as error:
+            masked = error
         except RuntimeError as error:
             # Of nodes with async functions: cleaning up fails in a thread without a loop, and hides what went wrong.
             masked = error.__context__
@@ -197,6 +200,8 @@ class _Pass:
             for node in nodes_of(nodes):
                 for loop, tasks in node.__dict__.get("_owned_loops_and_tasks", ()):
                     _end(loop, tasks)
+        if isinstance(masked, ImportError):  # torchcodec, for one
+            raise lacking(str(self._twin.info.dataset_name or "datasets.IterableDataset"), masked) from masked
         if masked is not None:
             raise masked
 

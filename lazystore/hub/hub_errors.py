@@ -18,6 +18,7 @@ from lazystore.errors import (
     FetchError,
     FetchTimeoutError,
     LazyStoreError,
+    MissingExtraError,
     UnsupportedError,
 )
 from lazystore.hub.near import near
@@ -145,6 +146,9 @@ def _meaning(error: Exception, hub: HubName, attempts: int, elapsed: float) -> L
             f"{hub.name} is made by a script, which is not run; many such have been converted by the hub: "
             "revision='refs/convert/parquet'"
         )
+    missing = next((one for one in chain if isinstance(one, ImportError)), None)
+    if missing is not None:
+        return lacking(hub.name, missing)
     if isinstance(error, ValueError):
         return _of_arguments(text, hub)
     if "OfflineModeIsEnabled" in _all_names(chain):
@@ -158,6 +162,12 @@ def _meaning(error: Exception, hub: HubName, attempts: int, elapsed: float) -> L
     if isinstance(error, FileNotFoundError):
         return DatasetNotFoundError(f"{hub.name}: {text}")
     return None
+
+
+def lacking(name: str, error: ImportError) -> MissingExtraError:
+    """What to say where ``datasets`` lacks a package that it needs for these samples."""
+    package = next(iter(re.findall(r"'([\w.-]+)'", str(error))), error.name or "what it names")
+    return MissingExtraError(f"{name}: datasets needs a package for its samples ({error}): pip install {package}")
 
 
 def _all_names(chain: list[BaseException]) -> set[str]:

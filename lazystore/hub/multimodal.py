@@ -122,6 +122,8 @@ class MultimodalDataset(DeprecatedLoading, TorchKind):
         self._encode = encoder(tokenizer, max_length_of(config) if max_length is None else max_length)
         self._on_bad_sample, self._transform = on_bad_sample, transform
         seed, size = whole("seed", seed, least=0), whole("synthetic_size", synthetic_size)
+        if seed >= 1 << 64:
+            raise ConfigError(f"seed={seed} is not below 2**64")
         cache_size = whole("cache_size", cache_size, hint="samples")
         budget = default_memory() if memory is None else parse_bytes(memory)
         sizes = {"cache_size": max(1, cache_size // len(specs)), "memory": max(1, budget // len(specs))}

@@ -26,7 +26,7 @@ from support.hf_pipelines import (  # noqa: E402
     third,
 )  # fmt: skip
 
-from lazystore.errors import ConfigError  # noqa: E402
+from lazystore.errors import ConfigError, MissingExtraError  # noqa: E402
 from lazystore.hub import hf_stream  # noqa: E402
 from lazystore.hub.feed import Mark  # noqa: E402
 from lazystore.hub.hf_identity import UNSEEDED  # noqa: E402
@@ -416,3 +416,15 @@ def test_what_went_wrong_before_an_async_function_is_told_in_threads_too() -> No
     thread.start()
     thread.join()
     assert [(type(error), str(error)) for error in caught] == [(ConnectionError, "gone")]
+
+
+def without_a_package() -> Iterator[dict[str, Any]]:
+    raise ImportError("To support decoding audio data, please install 'torchcodec'.")
+    yield {"id": 0}
+
+
+def test_a_package_that_datasets_lacks_is_named_with_the_line_that_installs_it() -> None:
+    reading = HFStream(datasets.IterableDataset.from_generator(without_a_package)).open()
+    with pytest.raises(MissingExtraError, match="pip install torchcodec"):
+        next(reading)
+    reading.close()
