@@ -131,6 +131,11 @@ class Batches:
         """See :class:`~lazystore.hub.passes.Supply`."""
         return self.recovery.changing
 
+    @property
+    def moves(self) -> int:
+        """See :class:`~lazystore.hub.passes.Supply`."""
+        return sum(line.moves for line in list(self._lines))
+
     def _counted(self, part: Part, asked: bool) -> Part:
         if asked:
             self.misses += len(part.samples)
@@ -140,12 +145,12 @@ class Batches:
 
     def _await(self, batch: Batch) -> None:
         """Until the one who reads this batch has more of it."""
-        had = len(batch.samples)
+        had, moves = len(batch.samples), self.moves
         until = time.monotonic() + self._timeout
         while batch.busy and len(batch.samples) == had and not self.closed:
             self._turn.wait(min(LOOK_S, max(0.0, until - time.monotonic())))
-            if self.changing:
-                until = time.monotonic() + self._timeout
+            if self.changing or moves != self.moves:
+                until, moves = time.monotonic() + self._timeout, self.moves
             elif time.monotonic() >= until:
                 raise LoadTimeoutError(
                     f"{self.recovery.feed.name}: sample {batch.first + had} has not come for "

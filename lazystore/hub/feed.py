@@ -30,6 +30,8 @@ class Reading(ABC):
 
     #: Number of the next sample.
     position: int
+    #: Samples before the first one that have been read over so far: it grows as long as the way there is made.
+    passed: int = 0
 
     def __iter__(self) -> Iterator[Any]:
         return self

@@ -55,6 +55,10 @@ class Supply(Protocol):
     def changing(self) -> bool:
         """Whether something else takes the place of what failed, at this moment: that takes as long as it takes."""
 
+    @property
+    def moves(self) -> int:
+        """Another number than before: samples before the wanted ones are read over, which takes as long as it takes."""
+
     def ready(self, position: int, *, asked: bool = False) -> Part | None:
         """Those from a position on that are here, if any are; ``END`` where it is known that there are none.
 
@@ -82,7 +86,7 @@ class Direct:
     Threads: one at a time, as a pass asks.
     """
 
-    changing = False  # only those who wait for others need to know
+    changing, moves = False, 0  # only those who wait for others need to know
 
     def __init__(self, reader: Counter, position: int) -> None:
         self._reader = reader
@@ -287,7 +291,7 @@ class Course:
 
     def _wait(self) -> Part | None:
         """The next part that the thread has; or what came of the one that it is reading."""
-        until = 0.0
+        until, moves = 0.0, 0
         while True:
             with self._turn:
                 while self._held:
@@ -311,10 +315,10 @@ class Course:
                     raise error
                 if not until:
                     self._window = min(self._most, 2 * self._window)
-                    until = time.monotonic() + self._timeout
+                    until, moves = time.monotonic() + self._timeout, self._supply.moves
                     self._turn.notify_all()
-                elif self._supply.changing:
-                    until = time.monotonic() + self._timeout
+                elif self._supply.changing or moves != self._supply.moves:
+                    until, moves = time.monotonic() + self._timeout, self._supply.moves
                 elif time.monotonic() >= until:
                     raise LoadTimeoutError(
                         f"{self._name}: sample {self._at} has not come for {self._timeout} s; the source hangs, or is "

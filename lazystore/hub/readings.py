@@ -65,7 +65,7 @@ class IteratorReading(Reading):
         assert begin is not None
         self._samples = iter(begin())
         if self._skip:
-            for _ in itertools.islice(self._samples, self._skip):
+            for self.passed, _ in enumerate(itertools.islice(self._samples, self._skip), 1):
                 pass
 
     def take(self, count: int) -> list[Any]:

@@ -334,6 +334,12 @@ class Line:
         _lines.add(self)
 
     @property
+    def moves(self) -> int:
+        """Another number whenever it has come further, on its way to where it begins too."""
+        reading = self._reading
+        return self.position + (0 if reading is None else reading.passed)
+
+    @property
     def taken(self) -> bool:
         """Somebody reads by it at this moment."""
         return self.busy or (self.batch is not None and self.batch.busy)

@@ -465,3 +465,16 @@ def test_closing_does_not_wait_for_the_next_try_of_a_read(monkeypatch: pytest.Mo
     assert time.monotonic() - began < 30
     with pytest.raises(ClosedError, match="its wrapper is closed"):
         next(found)
+
+
+@pytest.mark.parametrize("cache_size", [1000, 8])  # read again as part of a batch, and only passed over
+def test_reading_over_what_was_had_already_may_take_longer_than_the_timeout(cache_size: int) -> None:
+    def slow() -> Iterator[dict[str, int]]:
+        for number in range(24):
+            time.sleep(0.05)
+            yield {"id": number}
+
+    with StreamingDatasetWrapper(slow, cache_size=cache_size, timeout=0.4) as wrapper:
+        state = {**wrapper.state_dict(), "position": 20}
+        wrapper.load_state_dict(state)
+        assert [sample["id"] for sample in wrapper] == [20, 21, 22, 23]
