@@ -65,8 +65,8 @@ class IteratorReading(Reading):
         assert begin is not None
         self._samples = iter(begin())
         if self._skip:
-            for self.passed, _ in enumerate(itertools.islice(self._samples, self._skip), 1):
-                pass
+            for _ in itertools.islice(self._samples, self._skip):
+                self.passed += 1
 
     def take(self, count: int) -> list[Any]:
         samples: list[Any] = []
