@@ -29,18 +29,21 @@ RATE = 8000
 Files = dict[str, bytes]
 
 
-def name_of(sample: str) -> str:
-    return f"{OWNER}/{sample}"
+def name_of(sample: str, owner: str = OWNER) -> str:
+    return f"{owner}/{sample}"
 
 
-def publish(hub: LocalHub, sample: str) -> str:
-    """Commit the sample, with the ways in that belong to it; returns the repository's name."""
+def publish(hub: LocalHub, sample: str, owner: str = OWNER) -> str:
+    """Commit the sample, with the ways in that belong to it; returns the repository's name.
+
+    An owner of its own is for tests that must not meet what others left in the libraries' caches.
+    """
     files = REPOS[sample]()
     options: dict[str, Any] = {"token": READER} if sample in ("gated", "private") else {}
-    hub.add(name_of(sample), files, gated=sample == "gated", private=sample == "private", **options)
+    hub.add(name_of(sample, owner), files, gated=sample == "gated", private=sample == "private", **options)
     if sample == "converted":
-        hub.add(name_of(sample), converted_files(), revision="refs/convert/parquet")
-    return name_of(sample)
+        hub.add(name_of(sample, owner), converted_files(), revision="refs/convert/parquet")
+    return name_of(sample, owner)
 
 
 # -- parts

@@ -221,11 +221,13 @@ def window_items(flow: Flow, limits: Limits, workers: int, chunk: int, depth: in
     """Items that may be ahead of the consumer: enough to keep the workers busy behind the slowest item of late.
 
     Parameters:
-        age_s: of the chunk that has been under way for longest.
+        age_s: of the chunk that has been under way for longest; does not count where the user chose the chunks:
+            then the window is a few of them.
     """
     if limits.ahead:
         return max(limits.ahead, 1)
-    straggling = min(max(flow.longest_s, age_s) / max(flow.run_s, 1e-7), 2000.0) * workers
+    slowest_s = flow.longest_s if limits.chunk else max(flow.longest_s, age_s)
+    straggling = min(slowest_s / max(flow.run_s, 1e-7), 2000.0) * workers
     items = 4 * workers * depth * chunk + 2 * straggling
     weight = flow.in_bytes + flow.out_bytes
     if weight:

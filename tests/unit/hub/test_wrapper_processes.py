@@ -18,10 +18,12 @@ import pytest
 from support import hub_feeds
 from support.hub_feeds import PlannedFeed, hundred, ids
 
+import lazystore
 from lazystore.hub import StreamingDatasetWrapper
 
 PATIENCE = 60.0
-ROOT = Path(hub_feeds.__file__).parents[2]
+#: Where the package is that these tests import, and what they share.
+PATHS = (Path(lazystore.__file__).parents[1], Path(hub_feeds.__file__).parents[1])
 
 
 def in_fork(work: Callable[[], Any]) -> Any:
@@ -43,7 +45,7 @@ def in_fork(work: Callable[[], Any]) -> Any:
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([*map(str, PATHS), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, "-X", "faulthandler", "-W", "error", "-c", script, *arguments],
         capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, "PYTHONPATH": path}, check=False,

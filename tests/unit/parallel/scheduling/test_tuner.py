@@ -150,6 +150,8 @@ def test_a_window_holds_what_workers_do_during_the_slowest_item() -> None:
 def test_a_window_holds_what_workers_do_during_an_item_that_is_not_done_yet() -> None:
     flow = Flow(run_s=0.001, longest_s=0.001)
     assert window_items(flow, LIMITS, 8, 1, 2, 0.5) == window_items(replace(flow, longest_s=0.5), LIMITS, 8, 1, 2)
+    chosen = replace(LIMITS, chunk=1)
+    assert window_items(flow, chosen, 8, 1, 2, 0.5) == window_items(flow, chosen, 8, 1, 2)
 
 
 def test_a_window_of_a_given_size_is_kept() -> None:
