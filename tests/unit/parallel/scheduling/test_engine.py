@@ -574,7 +574,7 @@ def test_threads_take_over_within_a_few_items_what_processes_only_wait_for(
     begun_s = 0.05 + start_s
     # what each of the two had when the first three came back, and the caller's own until then
     assert sum(processes.reported.values()) <= max(30, 4 * 0.012 / each_s + quick)
-    assert simulation.clock.now < begun_s + 0.012 + 8 * each_s + 1.5 * sum(seconds) / 7
+    assert simulation.clock.now < begun_s + 0.012 + 8 * each_s + 2 * sum(seconds) / 7
 
 
 @settings(max_examples=40)
