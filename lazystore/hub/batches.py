@@ -353,6 +353,8 @@ class Batches:
         """
         start = batch.first + len(batch.samples)
         with self._turn:
+            while self._settles(start):
+                self._turn.wait(LOOK_S)
             line = self._nearest(start, owner)
             mark = self.recovery.marks.nearest(start)
             base = 0 if mark is None else mark.position
@@ -391,6 +393,14 @@ class Batches:
             batch.done = True
             self._keep(batch)
         return None
+
+    def _settles(self, start: int) -> bool:
+        """Whether a line has read up to there and will be free in a moment: what it read is being weighed.
+
+        Its samples can be had before that, so others come here early; each would open a line from the beginning.
+        """
+        batches = [line.batch for line in self._lines if line.batch is not None and line.batch.busy]
+        return any(batch.limit == start == batch.first + len(batch.samples) for batch in batches)
 
     def _nearest(self, start: int, owner: object) -> Line | None:
         """The line at ``start``, else the last before it that no other pass follows."""
