@@ -37,9 +37,24 @@ def file_answer(
 ) -> Answer:
     """All of a file, the range asked for, or 304; ``more`` are further header lines.
 
+    Takes the file over: it is released here unless the answer carries it; what of it is sent is noted in the record.
+
     Raises:
         StoreError: 412 and 416, as RFC 9110 (13.1.1, 14.4) has them.
     """
+    try:
+        answer = _of_file(request, stored, kind, more)
+    except StoreError:
+        stored.release()
+        raise
+    if answer.file is None:
+        stored.release()
+    elif request.record is not None:
+        request.record.begin, request.record.end = answer.begin, answer.end
+    return answer
+
+
+def _of_file(request: Request, stored: StoredObject, kind: str, more: str) -> Answer:
     headers = request.headers
     match, none_match = headers.get("if-match"), headers.get("if-none-match")
     identity = f"{more}ETag: {stored.etag}\r\nLast-Modified: {stored.last_modified}\r\n"

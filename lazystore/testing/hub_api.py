@@ -357,16 +357,7 @@ class HubService(Service):
             raise StoreError(501, "NotImplemented", f"This hub is read-only; {request.method} is not known")
         stored = self._buckets.open(BLOBS, file.sha256)
         stored.etag = f'"{etag}"'
-        try:
-            answer = file_answer(request, stored, more=more)
-        except StoreError:
-            stored.release()
-            raise
-        if answer.file is None:
-            stored.release()
-        elif request.record is not None:
-            request.record.begin, request.record.end = answer.begin, answer.end
-        return answer
+        return file_answer(request, stored, more=more)
 
     # -- who asks
 

@@ -271,17 +271,7 @@ class Service:
         return self._buckets.is_folder(bucket, key)
 
     def _object(self, request: Request, bucket: str, key: str) -> Answer:
-        stored = self._buckets.open(bucket, key)
-        try:
-            answer = file_answer(request, stored)
-        except StoreError:
-            stored.release()
-            raise
-        if answer.file is None:
-            stored.release()
-        elif request.record is not None:
-            request.record.begin, request.record.end = answer.begin, answer.end
-        return answer
+        return file_answer(request, self._buckets.open(bucket, key))
 
 
 # -- the process

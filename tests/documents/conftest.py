@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from support.hub import hub as hub
+from support.hub import impatient as impatient
+from support.hub import start
 
-import pytest
-from support import hub as the_hub
-
-from lazystore.testing import LocalHub
-
-the_hub.start()
-
-
-@pytest.fixture
-def hub() -> Iterator[LocalHub]:
-    found = the_hub.start()
-    found.calm()
-    yield found
-    found.calm()
+start()

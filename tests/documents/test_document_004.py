@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import hub as the_hub
 from support import hub_samples
 
 from lazystore.errors import SyntheticDataWarning
@@ -144,11 +143,6 @@ def test_synthetic_samples_take_over_when_the_hub_is_away(hub: LocalHub, impatie
         assert dataset.is_synthetic and len(found) == 5
         assert all(sample["synthetic"] is True and sample["dataset"] == "open_platypus" for sample in found)
         assert "input_ids" in found[0]
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    the_hub.be_impatient(monkeypatch)
 
 
 def test_the_deprecated_methods_warn_and_give_what_they_gave(caplog: pytest.LogCaptureFixture) -> None:

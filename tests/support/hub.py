@@ -62,6 +62,21 @@ def stray_loops_collected() -> Iterator[None]:
             gc.collect()
 
 
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    """The hub of this process, calm and with its counters at zero; repositories stay from test to test."""
+    found = start()
+    found.calm()
+    yield found
+    found.calm()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` tries again at once instead of after seconds."""
+    be_impatient(monkeypatch)
+
+
 def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `huggingface_hub` and `datasets` try again without the seconds they sleep in between."""
     import datasets.config

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from support import hub as the_hub
 from support import hub_samples
+from support.hub import hub as hub
+from support.hub import impatient as impatient
 
 from lazystore.testing import LocalHub
 
@@ -14,24 +16,9 @@ the_hub.start()
 
 
 @pytest.fixture
-def hub() -> Iterator[LocalHub]:
-    """The hub of this process, calm and with its counters at zero; repositories stay from test to test."""
-    found = the_hub.start()
-    found.calm()
-    yield found
-    found.calm()
-
-
-@pytest.fixture
 def published(hub: LocalHub) -> Callable[[str], str]:
     """``published("text")`` is the name of that sample repository (support/hub_samples.py), there to be read."""
     return lambda sample: hub_samples.publish(hub, sample)
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` tries again at once instead of after seconds."""
-    the_hub.be_impatient(monkeypatch)
 
 
 @pytest.fixture
