@@ -9,10 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lazystore.errors import UnsupportedError
 from lazystore.streaming.topology import detect
+
+if TYPE_CHECKING:
+    from lazystore.hub.hub_name import Origin
 
 __all__ = ["Feed", "Mark", "Reading"]
 
@@ -71,6 +74,8 @@ class Feed(ABC):
         keeps: keeps by itself what was read, inside its own budget: not to be cached once more.
         again: can be opened more than once.
         divided: is one rank's part already: only the workers of this rank divide it further.
+        origin: the hub name it reads, and by which way; None: no hub name.
+        part: which samples in a row of that it has; None: all.
     """
 
     name: str = ""
@@ -79,6 +84,8 @@ class Feed(ABC):
     keeps: bool = False
     again: bool = True
     divided: bool = False
+    origin: Origin | None = None
+    part: range | None = None
 
     @property
     @abstractmethod
@@ -119,7 +126,7 @@ class Feed(ABC):
 
     def counters(self) -> dict[str, Any]:
         """What the source itself counts, for ``stats()``."""
-        return {}
+        return {} if self.origin is None else self.origin.counters()
 
     def ranks(self) -> tuple[int, int]:
         """The number of the rank that reads this feed, and how many ranks divide it."""

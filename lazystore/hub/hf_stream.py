@@ -115,9 +115,6 @@ class HFStream(Feed):
         named = digest(self._identity, index, count) if self._identity else ""
         return type(self)(part, name=f"{self.name} (part {index + 1} of {count})", identity=named)  # has no successor
 
-    def counters(self) -> dict[str, Any]:
-        return {} if self.origin is None else self.origin.counters()
-
     def close(self) -> None:
         """Nothing: what is open belongs to the readings."""
 

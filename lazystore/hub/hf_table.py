@@ -60,8 +60,5 @@ class HFTable(Feed):
         part = range(self.length * index // count, self.length * (index + 1) // count)
         return type(self)(self.dataset.select(part), name=self.name, identity=digest(self.identity, part))
 
-    def counters(self) -> dict[str, Any]:
-        return {} if self.origin is None else self.origin.counters()
-
     def close(self) -> None:
         """Nothing: files are mapped as long as the dataset lives."""

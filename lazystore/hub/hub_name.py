@@ -210,7 +210,7 @@ def next_way(feed: Feed) -> Feed | None:
     Raises:
         What opening the last way raises, if none opens.
     """
-    origin: Origin | None = getattr(feed, "origin", None)
+    origin = feed.origin
     if origin is None:
         return None
     for way in WAYS[WAYS.index(origin.way) + 1 :]:
@@ -223,18 +223,19 @@ def next_way(feed: Feed) -> Feed | None:
                 raise
             _log.warning("%s cannot be read by way of %s either: %s", origin.hub.name, way, redacted(str(error)))
         else:
-            part: range | None = getattr(feed, "part", None)
-            return found if part is None else Section(found, part)
+            return found if feed.part is None else Section(found, feed.part)
     return None
 
 
 class Section(Feed):
     """Some samples in a row of another feed, numbered from 0."""
 
+    part: range
+
     def __init__(self, whole: Feed, part: range) -> None:
         self._whole = whole
         self.part = part
-        self.origin: Origin | None = getattr(whole, "origin", None)
+        self.origin = whole.origin
         self.name = f"{whole.name} [{part.start}:{part.stop}]"
         self.length = len(part)
         self.random, self.keeps, self.again = whole.random, whole.keeps, whole.again

@@ -308,7 +308,7 @@ class StreamingDatasetWrapper(TorchKind, ByNumber):
 
         Copies are to read the same samples, whatever is pushed meanwhile.
         """
-        origin = getattr(self._feed, "origin", None)
+        origin = self._feed.origin
         return {} if origin is None or not origin.hub.revision else {"revision": origin.hub.revision}
 
     def __reduce__(self) -> tuple[Any, ...]:
